@@ -1,0 +1,2 @@
+// Package node is this host as an engine.
+package node
