@@ -22,6 +22,12 @@ type Image struct {
 	Tags, Digests []string
 	Size          int64 // bytes on disk of layers, unpacked
 	Updated       time.Time
+
+	// The rest of the image's config file, as inspection shows it.
+	Created         time.Time // zero if the config has none
+	Author, Comment string
+	Platform        ocispec.Platform
+	DiffIDs         []digest.Digest // of the layers unpacked, bottom first
 }
 
 // Root is a container's root file system, ready or not to be used.
