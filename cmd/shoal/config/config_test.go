@@ -1,0 +1,53 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestDefaultsAreValid(t *testing.T) {
+	c := Default()
+	require.NoError(t, c.fill())
+	require.NoError(t, c.Validate())
+}
+
+func TestMistakesAreNamed(t *testing.T) {
+	for text, want := range map[string]string{
+		`nmae = "x"`:                               "unknown setting nmae",
+		`name = "UPPER"`:                           "setting name",
+		`data = "relative"`:                        "setting data",
+		`advertise = "0.0.0.0"`:                    "setting advertise",
+		"[ports]\ngossip = 7947":                   "7947",
+		"[ports]\nbulk = 0":                        "setting ports.bulk",
+		"[network]\npool = \"10.0.0.0/30\"":        "setting network.pool",
+		"[dns]\nlisten = [\"53\"]":                 "setting dns",
+		"[log]\nlevel = \"loud\"":                  "setting log.level",
+		`run = "/` + strings.Repeat("x", 90) + `"`: "setting run",
+		`name = `: "line 1",
+	} {
+		path := filepath.Join(t.TempDir(), "agent.toml")
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		_, err := Load(path)
+		require.ErrorContains(t, err, want, text)
+	}
+}
+
+func TestMissingFile(t *testing.T) {
+	_, err := Load(filepath.Join(t.TempDir(), "none.toml"))
+	require.ErrorContains(t, err, "none.toml")
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("name = \"a\"\n[tags]\nzone = \"b\"")
+	f.Add("[ports]\ngossip = -1")
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := Parse(text)
+		if err == nil {
+			_ = c.Validate() // must not panic whatever was read
+		}
+	})
+}
