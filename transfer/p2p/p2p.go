@@ -1,0 +1,407 @@
+// Package p2p carries streams between nodes that prove who they are, over libp2p.
+//
+// A host speaks TCP with TLS 1.3 and yamux, and nothing else: no QUIC, relay,
+// discovery, address translation or identify service. A node is addressed by its peer
+// ID, which is derived from its Ed25519 key; the transport proves it in the handshake,
+// so the RemoteAddr of a stream can be trusted.
+//
+// Who may open what is asked of Config.Allow at every stream. Peers that SetPeer never
+// named are strangers: they get few connections and few streams, and a connection on
+// which they keep no permitted stream open is closed.
+//
+// A node runs two hosts with the same key, one for control and one for bulk, so that
+// layers queued in one TCP connection never delay a heartbeat in the other.
+package p2p
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	"github.com/libp2p/go-libp2p/core/sec"
+	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
+	"github.com/libp2p/go-libp2p/p2p/host/peerstore/pstoremem"
+	libyamux "github.com/libp2p/go-libp2p/p2p/muxer/yamux"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/libp2p/go-libp2p/p2p/net/upgrader"
+	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+
+	"github.com/shoal-engine/shoal/api"
+)
+
+const (
+	dialTimeout      = 5 * time.Second  // TCP connect, TLS and yamux together
+	negotiateTimeout = 10 * time.Second // from the opening of a stream to its protocol
+	strangerTimeout  = 10 * time.Second // how long a stranger may keep an idle connection
+	closeTimeout     = time.Second      // for the last bytes of streams, when a host closes
+)
+
+// Config describes a host. Key and Allow are required.
+type Config struct {
+	Key ed25519.PrivateKey
+	// Listen is where to accept connections, as "ip:port"; port 0 picks one. A host
+	// without any only dials.
+	Listen []string
+	// Allow says whether a peer may open a stream of a protocol. It is called for every
+	// incoming stream, concurrently, and must not block.
+	Allow func(peerID, protocol string) bool
+	// Window bounds the bytes in flight of one stream in each direction; 4 MiB if zero,
+	// 256 KiB at the least. It starts at 256 KiB and grows on links that need it.
+	Window uint32
+	Logger *slog.Logger // nil discards
+}
+
+// Host opens and accepts streams. Its methods may be called concurrently.
+type Host struct {
+	id     peer.ID
+	log    *slog.Logger
+	allow  func(peerID, protocol string) bool
+	swarm  *swarm.Swarm
+	store  peerstore.Peerstore
+	limits *limits
+
+	mu           sync.Mutex
+	closed       bool
+	listeners    map[string]*listener
+	onDisconnect []func(peerID string)
+	strangers    map[network.Conn]*time.Timer
+	ending       sync.WaitGroup // streams being closed
+}
+
+// PeerID is the peer ID of a public key, or "" if that isn't an Ed25519 key.
+func PeerID(pub ed25519.PublicKey) string {
+	key, err := crypto.UnmarshalEd25519PublicKey(pub)
+	if err != nil {
+		return ""
+	}
+	id, err := peer.IDFromPublicKey(key)
+	if err != nil {
+		return ""
+	}
+	return id.String()
+}
+
+// New makes a host and starts to listen. The caller ends it with Close.
+func New(cfg Config) (*Host, error) {
+	if cfg.Allow == nil {
+		return nil, api.InvalidArgument("p2p: no Allow function")
+	}
+	if len(cfg.Key) != ed25519.PrivateKeySize {
+		return nil, api.InvalidArgument("p2p: the key is %d bytes long, an Ed25519 private key has %d", len(cfg.Key), ed25519.PrivateKeySize)
+	}
+	key, err := crypto.UnmarshalEd25519PrivateKey(cfg.Key)
+	if err != nil {
+		return nil, api.InvalidArgument("p2p: key: %w", err)
+	}
+	id, err := peer.IDFromPrivateKey(key)
+	if err != nil {
+		return nil, api.InvalidArgument("p2p: key: %w", err)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	addrs := make([]ma.Multiaddr, 0, len(cfg.Listen))
+	for _, l := range cfg.Listen {
+		a, err := hostPort(l)
+		if err != nil {
+			return nil, api.InvalidArgument("p2p: listen address %q: %w", l, err)
+		}
+		addrs = append(addrs, a)
+	}
+	h := &Host{
+		id: id, log: cfg.Logger, allow: cfg.Allow,
+		limits:    newLimits(),
+		listeners: map[string]*listener{},
+		strangers: map[network.Conn]*time.Timer{},
+	}
+	if err := h.start(key, cfg.Window); err != nil {
+		return nil, err
+	}
+	for _, a := range addrs {
+		if err := h.swarm.Listen(a); err != nil {
+			h.Close()
+			return nil, fmt.Errorf("p2p: listen on %s: %w", a, err)
+		}
+	}
+	return h, nil
+}
+
+// start builds the stack: swarm over TCP, TLS and yamux.
+func (h *Host) start(key crypto.PrivKey, window uint32) error {
+	store, err := pstoremem.NewPeerstore()
+	if err != nil {
+		return fmt.Errorf("p2p: peer store: %w", err)
+	}
+	if err := errors.Join(store.AddPrivKey(h.id, key), store.AddPubKey(h.id, key.GetPublic())); err != nil {
+		store.Close()
+		return fmt.Errorf("p2p: keep key: %w", err)
+	}
+	sw, err := swarm.NewSwarm(h.id, store, eventbus.NewBus(),
+		swarm.WithResourceManager(h.limits),
+		swarm.WithDialTimeout(dialTimeout),
+		swarm.WithDialTimeoutLocal(dialTimeout),
+		swarm.WithDialRanker(swarm.NoDelayDialRanker),
+	)
+	if err != nil {
+		store.Close()
+		return fmt.Errorf("p2p: %w", err)
+	}
+	h.swarm, h.store = sw, store
+	if err := h.addTransport(key, window); err != nil {
+		h.Close()
+		return err
+	}
+	sw.Notify(&network.NotifyBundle{ConnectedF: h.connected, DisconnectedF: h.disconnected})
+	sw.SetStreamHandler(h.incoming)
+	return nil
+}
+
+func (h *Host) addTransport(key crypto.PrivKey, window uint32) error {
+	muxers := []upgrader.StreamMuxer{{ID: libyamux.ID, Muxer: muxer(window)}}
+	security, err := libp2ptls.New(libp2ptls.ID, key, muxers)
+	if err != nil {
+		return fmt.Errorf("p2p: TLS: %w", err)
+	}
+	up, err := upgrader.New([]sec.SecureTransport{security}, muxers, nil, h.limits, nil,
+		upgrader.WithAcceptTimeout(dialTimeout))
+	if err != nil {
+		return fmt.Errorf("p2p: upgrader: %w", err)
+	}
+	// Port reuse would let two agents bind one port without an error.
+	t, err := tcp.NewTCPTransport(up, h.limits, nil, tcp.DisableReuseport(), tcp.WithConnectionTimeout(dialTimeout))
+	if err != nil {
+		return fmt.Errorf("p2p: TCP: %w", err)
+	}
+	if err := h.swarm.AddTransport(t); err != nil {
+		return fmt.Errorf("p2p: TCP: %w", err)
+	}
+	return nil
+}
+
+// muxer is yamux with messages large enough for layers, and with pings frequent enough
+// that a silent peer is noticed in about ten seconds even if nothing is written.
+func muxer(window uint32) *libyamux.Transport {
+	const smallest = 256 << 10 // yamux's own
+	c := *libyamux.DefaultTransport.Config()
+	if window == 0 {
+		window = 4 << 20
+	}
+	c.MaxStreamWindowSize = max(window, smallest)
+	c.MaxMessageSize = 256 << 10
+	c.KeepAliveInterval = 3 * time.Second
+	c.ConnectionWriteTimeout = 8 * time.Second
+	return (*libyamux.Transport)(&c)
+}
+
+// ID is the host's peer ID.
+func (h *Host) ID() string { return h.id.String() }
+
+// Addrs are the multiaddresses the host listens on. An unspecified address stands for
+// those of all interfaces.
+func (h *Host) Addrs() []string {
+	list, err := h.swarm.InterfaceListenAddresses()
+	if err != nil {
+		h.log.Warn("list interface addresses", "err", err)
+		list = h.swarm.ListenAddresses()
+	}
+	out := make([]string, 0, len(list))
+	for _, a := range list {
+		out = append(out, a.String())
+	}
+	return out
+}
+
+// SetPeer makes a peer known at the given addresses (multiaddresses or "ip:port"),
+// which replace earlier ones. Addresses that can't be read are logged and left out.
+func (h *Host) SetPeer(peerID string, addrs []string) {
+	id, err := peer.Decode(peerID)
+	if err != nil {
+		h.log.Warn("set peer: not a peer ID", "peer", peerID, "err", err)
+		return
+	}
+	list := make([]ma.Multiaddr, 0, len(addrs))
+	for _, s := range addrs {
+		a, err := parseAddr(s)
+		if err != nil {
+			h.log.Warn("set peer: unreadable address", "peer", peerID, "addr", s, "err", err)
+			continue
+		}
+		list = append(list, a)
+	}
+	h.limits.setKnown(id, true)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.store.ClearAddrs(id)
+	h.store.AddAddrs(id, list, peerstore.PermanentAddrTTL)
+}
+
+// ForgetPeer makes a peer a stranger again and closes its connections.
+func (h *Host) ForgetPeer(peerID string) {
+	id, err := peer.Decode(peerID)
+	if err != nil || id == h.id {
+		return
+	}
+	h.limits.setKnown(id, false)
+	h.mu.Lock()
+	h.store.ClearAddrs(id)
+	h.mu.Unlock()
+	h.Disconnect(peerID)
+}
+
+// Disconnect closes the connections to a peer, which stays known. It is for peers that
+// something else found dead: their streams fail at once instead of at a time-out.
+func (h *Host) Disconnect(peerID string) {
+	id, err := peer.Decode(peerID)
+	if err != nil {
+		return
+	}
+	if err := h.swarm.ClosePeer(id); err != nil {
+		h.log.Debug("close connections", "peer", peerID, "err", err)
+	}
+}
+
+// Connected says whether a connection to the peer is open.
+func (h *Host) Connected(peerID string) bool {
+	id, err := peer.Decode(peerID)
+	return err == nil && h.swarm.Connectedness(id) == network.Connected
+}
+
+// OnDisconnect has f called when the last connection to a peer has ended, for whatever
+// reason but Close. f runs in a goroutine of the host and must not block.
+func (h *Host) OnDisconnect(f func(peerID string)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.onDisconnect = append(h.onDisconnect, f)
+}
+
+// Close ends all streams, listeners and connections, and returns when everything the
+// host started has ended.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return nil
+	}
+	h.closed = true
+	listeners := h.listeners
+	h.listeners = map[string]*listener{}
+	for c, t := range h.strangers {
+		t.Stop()
+		delete(h.strangers, c)
+	}
+	h.mu.Unlock()
+	for _, l := range listeners {
+		l.shut()
+	}
+	ended := make(chan struct{})
+	go func() { h.ending.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(closeTimeout):
+	}
+	err := h.swarm.Close()
+	<-ended
+	return errors.Join(err, h.store.Close())
+}
+
+// connected watches the connections of strangers.
+func (h *Host) connected(_ network.Network, c network.Conn) {
+	if c.Stat().Direction != network.DirInbound || h.limits.isKnown(c.RemotePeer()) {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return
+	}
+	h.strangers[c] = time.AfterFunc(strangerTimeout, func() { h.checkStranger(c) })
+}
+
+// checkStranger closes a stranger's connection unless it has a permitted stream open.
+func (h *Host) checkStranger(c network.Conn) {
+	h.mu.Lock()
+	timer, watched := h.strangers[c]
+	if !watched || h.limits.isKnown(c.RemotePeer()) {
+		delete(h.strangers, c)
+		h.mu.Unlock()
+		return
+	}
+	for _, s := range c.GetStreams() {
+		if s.Protocol() != "" {
+			timer.Reset(strangerTimeout)
+			h.mu.Unlock()
+			return
+		}
+	}
+	delete(h.strangers, c)
+	h.mu.Unlock()
+	h.log.Debug("close idle connection of a stranger", "peer", c.RemotePeer().String(), "addr", c.RemoteMultiaddr().String())
+	c.CloseWithError(network.ConnGated)
+}
+
+func (h *Host) disconnected(_ network.Network, c network.Conn) {
+	id := c.RemotePeer()
+	h.mu.Lock()
+	if t, ok := h.strangers[c]; ok {
+		t.Stop()
+		delete(h.strangers, c)
+	}
+	call := h.onDisconnect
+	if h.closed || h.swarm.Connectedness(id) == network.Connected {
+		call = nil
+	} else if !h.limits.isKnown(id) {
+		h.store.RemovePeer(id) // or every stranger would leave a key behind
+	}
+	h.mu.Unlock()
+	for _, f := range call {
+		f(id.String())
+	}
+}
+
+// hostPort reads "ip:port".
+func hostPort(s string) (ma.Multiaddr, error) {
+	ap, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return nil, err
+	}
+	return manet.FromNetAddr(net.TCPAddrFromAddrPort(ap))
+}
+
+// parseAddr reads a multiaddress or "ip:port".
+func parseAddr(s string) (ma.Multiaddr, error) {
+	if len(s) > 0 && s[0] == '/' {
+		return ma.NewMultiaddr(s)
+	}
+	return hostPort(s)
+}
+
+// dialed is a stream of a protocol to a peer, and whether another attempt may help.
+func (h *Host) dialed(ctx context.Context, id peer.ID, protocol string) (s network.Stream, again bool, err error) {
+	had := h.swarm.Connectedness(id) == network.Connected
+	// libp2p refuses to dial for seconds after a failure; whoever dials here knows why,
+	// and paces itself.
+	h.swarm.Backoff().Clear(id)
+	s, err = h.swarm.NewStream(ctx, id)
+	if err != nil {
+		return nil, false, err
+	}
+	if err := negotiate(ctx, s, protocol); err != nil {
+		dead := s.Conn().IsClosed()
+		s.Reset()
+		return nil, had && dead, err
+	}
+	return s, false, nil
+}
