@@ -14,7 +14,7 @@ import (
 
 // containerFilters are the keys Docker accepts for a listing of containers.
 var containerFilters = []string{
-	"ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation",
+	"ancestor", "annotation", "before", "exited", "expose", "health", "id", "is-task", "isolation",
 	"label", "name", "network", "publish", "since", "status", "volume",
 }
 
@@ -131,6 +131,7 @@ func (m *matcher) admits(i int, c container.Summary) bool {
 	return matchNames(f["name"], m.names, c.Names) &&
 		matchPattern(f["id"], m.ids, c.ID) &&
 		f.MatchLabels("label", c.Labels) &&
+		f.MatchLabels("annotation", c.HostConfig.Annotations) &&
 		f.Match("status", string(c.State)) &&
 		f.Match("health", healthOf(c)) &&
 		m.matchExited(c) &&
