@@ -1,0 +1,2 @@
+// Package discovery answers, from the catalog, where the containers one looks for serve.
+package discovery
