@@ -313,3 +313,6 @@ func poll(ctx context.Context, every time.Duration, ok func() bool) error {
 	}
 	return nil
 }
+
+// Data is where node n keeps its images, containers and catalog.
+func (l *Lab) Data(n int) string { return l.dataDir(n) }

@@ -196,3 +196,57 @@ func (l *Lab) reset(ctx context.Context, n int) error {
 	}
 	return nil
 }
+
+// NodeStatus is what `shoal lab status` shows of a node.
+type NodeStatus struct {
+	N                       int
+	Name, Address           string
+	Agent                   string // running, paused or stopped
+	Pid                     int
+	Role                    string // leader, voter, member; empty if it can't be asked
+	Socket, NodeSocket, Log string
+}
+
+// Status shows every node, also while some don't answer.
+func (l *Lab) Status(ctx context.Context) []NodeStatus {
+	roles := map[string]string{}
+	for n := 1; n <= l.state.Nodes && len(roles) == 0; n++ {
+		if p, ok := l.agent(n); !ok || stopped(p.Pid) {
+			continue
+		}
+		ask, cancel := context.WithTimeout(ctx, 2*time.Second)
+		nodes, err := l.Control(n).Nodes(ask)
+		cancel()
+		if err == nil {
+			for _, node := range nodes {
+				roles[node.Name] = node.Role()
+			}
+		}
+	}
+	out := make([]NodeStatus, 0, l.state.Nodes)
+	for n := 1; n <= l.state.Nodes; n++ {
+		name := fmt.Sprintf("node%d", n)
+		s := NodeStatus{
+			N: n, Name: name, Address: Address(n).String(), Agent: "stopped", Role: roles[name],
+			Socket: l.Socket(n), NodeSocket: l.NodeSocket(n), Log: l.Log(n),
+		}
+		if p, ok := l.agent(n); ok {
+			s.Agent, s.Pid = "running", p.Pid
+			if stopped(p.Pid) {
+				s.Agent = "paused"
+			}
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// stopped says whether a process is frozen by a signal.
+func stopped(pid int) bool {
+	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return false
+	}
+	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+	return len(fields) > 0 && fields[0] == "T"
+}
