@@ -1,0 +1,120 @@
+package server
+
+import (
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/moby/moby/api/pkg/authconfig"
+	"github.com/moby/moby/api/types/registry"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-engine/shoal/api"
+)
+
+// digestParam pins what a reference will mean after a pull.
+const digestParam = "shoal-digest"
+
+func archiveRoutes() []route {
+	platform := param{"platform", "string", "JSON of an OCI platform"}
+	return []route{
+		{method: "POST", path: "/images/create", id: "ImageCreate", doc: "Pull an image, or import a root file system",
+			query: []param{{"fromImage", "string", "reference to pull"}, {"fromSrc", "string", "- imports the body"},
+				{"repo", "string", "name of what is imported"}, {"tag", "string", "tag or digest"},
+				{"message", "string", "of what is imported"}, {"changes", "string", "Dockerfile instructions, repeatable"},
+				{"platform", "string", "os/architecture/variant"}, {digestParam, "string", "digest of the manifest"}},
+			body: tarType, status: 200, answer: jsonLines, handle: createImage},
+		{method: "POST", path: "/images/load", id: "ImageLoad", doc: "Load images from an archive",
+			query: []param{{"quiet", "boolean", "without progress"}, platform},
+			body:  tarType, status: 200, answer: jsonLines, handle: loadImages},
+		{method: "GET", path: "/images/get", id: "ImageGetAll", doc: "Save images into an archive",
+			query:  []param{{"names", "string", "references, repeatable"}, platform},
+			status: 200, answer: tarType, handle: saveImages},
+		{method: "GET", path: "/images/{name...}/get", id: "ImageGet", doc: "Save an image into an archive",
+			query: []param{platform}, status: 200, answer: tarType, handle: saveImages},
+	}
+}
+
+func createImage(c *call) error {
+	p, err := c.platform()
+	if err != nil {
+		return err
+	}
+	if c.query.Get("fromImage") == "" {
+		return c.importImage(p)
+	}
+	o := api.PullOptions{Platform: p, Auth: registryAuth(c.r.Header.Get(registry.AuthHeader))}
+	if o.Ref, err = joinTag(c.query.Get("fromImage"), c.query.Get("tag")); err != nil {
+		return err
+	}
+	if o.Digest = c.query.Get(digestParam); o.Digest != "" {
+		if _, err := digest.Parse(o.Digest); err != nil {
+			return api.InvalidArgument("invalid %s: %w", digestParam, err)
+		}
+	}
+	return c.progress(c.engine.PullImage(c.r.Context(), o))
+}
+
+// registryAuth reads X-Registry-Auth; what can't be read means anonymous, as it
+// does for Docker.
+func registryAuth(header string) registry.AuthConfig {
+	a, err := authconfig.Decode(header)
+	if err != nil {
+		return registry.AuthConfig{}
+	}
+	return *a
+}
+
+func (c *call) importImage(p api.Platform) error {
+	if src := c.query.Get("fromSrc"); src != "-" {
+		return api.NotImplemented("import from %q is not supported: send the archive itself", src)
+	}
+	o := api.ImportOptions{Message: c.query.Get("message"), Changes: c.query["changes"], Platform: p}
+	if repo := c.query.Get("repo"); repo != "" {
+		ref, err := joinTag(repo, c.query.Get("tag"))
+		if err != nil {
+			return err
+		}
+		o.Ref = ref
+	}
+	c.fullDuplex()
+	return c.progress(c.engine.ImportImage(c.r.Context(), c.r.Body, o))
+}
+
+func loadImages(c *call) error {
+	p, err := c.platform()
+	if err != nil {
+		return err
+	}
+	o := api.LoadOptions{Quiet: !c.query.Has("quiet") || c.flag("quiet"), Platform: p}
+	c.fullDuplex()
+	return c.progress(c.engine.LoadImages(c.r.Context(), c.r.Body, o))
+}
+
+func saveImages(c *call) error {
+	p, err := c.platform()
+	if err != nil {
+		return err
+	}
+	refs := c.query["names"]
+	if c.arg != "" {
+		refs = []string{c.arg}
+	}
+	if len(refs) == 0 {
+		return api.InvalidArgument("no images to save")
+	}
+	tar, err := c.engine.SaveImages(c.r.Context(), refs, p)
+	if err != nil {
+		return err
+	}
+	return c.copyTar(tar)
+}
+
+func isDigest(tag string) bool { return strings.Contains(tag, ":") }
+
+func withDigest(n reference.Named, s string) (reference.Canonical, error) {
+	d, err := digest.Parse(s)
+	if err != nil {
+		return nil, err
+	}
+	return reference.WithDigest(reference.TrimNamed(n), d)
+}
