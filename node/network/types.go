@@ -10,6 +10,7 @@ import (
 // Request asks for a container's place in the network.
 type Request struct {
 	ContainerID string
+	Name        string // the container's name, for messages only; may be empty
 	Mode        string // "bridge" or "default", "none"; "host" and "container:…" never come here
 	Hostname    string
 	Address     netip.Addr       // a fixed address, if valid
