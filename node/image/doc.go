@@ -1,2 +1,27 @@
 // Package image keeps the images of one host: their blobs, names and unpacked layers.
+//
+// On disk, below Config.Root:
+//
+//	blobs/sha256/<hex>       verified blobs, compressed as they came; never changed, only linked in and removed
+//	ingest/<hex>             what is there of a blob that is arriving; kept over restarts, so a transfer resumes
+//	ingest/tmp-*             bytes whose digest is not known yet; removed by Open
+//	records/images/<hex>     one image, named by its ID (the digest of its config)
+//	records/names/<hex>      one name, named by the digest of its text; points at a manifest
+//	records/*/*.corrupt      records that did not verify, set aside by Open
+//	layers/<chain>/fs        a layer as overlayfs wants it, named by its chain ID
+//	layers/<chain>/layer     its record: diff ID, size, whiteouts
+//	layers/<chain>/synced    is there once fs is known to be on the disk
+//	layers/init/fs           the lowest layer of every container: mount points that images may lack
+//	containers/<id>/         upper, work and merged of one container, and its record "snapshot"
+//	staging/                 layers and containers that are being made; emptied by Open
+//	trash/                   trees that are being removed; emptied by Run
+//
+// Blobs and records are the truth and are synced before they count. Layers are a
+// cache of blobs: one that is missing is unpacked again, and one that was not
+// synced before the machine went down is dropped (a killed process loses nothing).
+// Records are a JSON file each, with a checksum, replaced by rename: one that is
+// damaged costs one image or one name, and can be read with any pager.
+//
+// Locks, in the order in which they are taken: Store.notify, Store.mu,
+// ingests.mu. No lock is held while a layer is unpacked or a blob fetched.
 package image

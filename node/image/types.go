@@ -33,5 +33,5 @@ type Image struct {
 // Root is a container's root file system, ready or not to be used.
 type Root struct {
 	Path  string // where it is mounted
-	Upper string // what the container wrote
+	Upper string // what the container wrote; empty where the host can't tell (no overlayfs)
 }

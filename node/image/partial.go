@@ -1,0 +1,339 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"hash"
+	"io"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/transfer"
+)
+
+var _ transfer.Writer = (*partial)(nil)
+
+// maxManifest bounds blobs whose size nobody told: manifests and indexes.
+const maxManifest = 4 << 20
+
+// outcome is how the writing of a blob ended.
+type outcome int
+
+const (
+	kept outcome = iota
+	committed
+	dropped
+)
+
+// span is a range of bytes, end exclusive.
+type span struct{ start, end int64 }
+
+// partial is a blob that is arriving. Methods may be called concurrently, Write
+// only by one.
+type partial struct {
+	want   ocispec.Descriptor
+	limit  int64 // bytes it may have at most
+	f      *os.File
+	offset int64 // leading bytes found at the beginning
+	finish func(*partial, outcome) error
+	done   chan struct{} // closed: nobody writes any more
+
+	io sync.RWMutex // held for reading while bytes are written, for writing while the end is decided
+
+	mu     sync.Mutex    // taken after io, before ingests.mu
+	refs   int           // who needs f: the writer and each follower
+	pos    int64         // where Write goes on
+	have   []span        // what is there, sorted, never touching
+	hash   hash.Hash     // of the bytes before hashed
+	hashed int64         //
+	grown  chan struct{} // closed and replaced when have or ended changes
+	ended  bool
+	how    outcome
+}
+
+func newPartial(f *os.File, want ocispec.Descriptor, finish func(*partial, outcome) error) (*partial, error) {
+	p := &partial{
+		want: want, limit: want.Size, f: f, finish: finish,
+		done: make(chan struct{}), grown: make(chan struct{}), hash: digest.SHA256.Hash(), refs: 1,
+	}
+	if p.limit == 0 {
+		p.limit = maxManifest
+	}
+	n, err := leading(f)
+	if err != nil {
+		return nil, err
+	}
+	if n > p.limit {
+		n = 0
+	}
+	if err := f.Truncate(n); err != nil {
+		return nil, err
+	}
+	if n > 0 {
+		p.have = []span{{0, n}}
+	}
+	p.offset, p.pos = n, n
+	return p, nil
+}
+
+// leading is how many bytes of an interrupted ingest can be taken as written: all
+// before the first hole, whose edge is known to a block only.
+func leading(f *os.File) (int64, error) {
+	fi, err := f.Stat()
+	if err != nil || fi.Size() == 0 {
+		return 0, err
+	}
+	hole, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE)
+	if errors.Is(err, unix.EINVAL) {
+		return 0, nil // this file system doesn't know its holes
+	}
+	if err != nil {
+		return 0, err
+	}
+	if hole >= fi.Size() {
+		return fi.Size(), nil
+	}
+	const block = 4096
+	return max(0, hole-block) / block * block, nil
+}
+
+// Offset is how many leading bytes an earlier ingest left.
+func (p *partial) Offset() int64 { return p.offset }
+
+// Write goes on where the last Write, or an earlier ingest, ended.
+func (p *partial) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	pos := p.pos
+	p.mu.Unlock()
+	n, err := p.WriteAt(b, pos)
+	p.mu.Lock()
+	p.pos += int64(n)
+	p.mu.Unlock()
+	return n, err
+}
+
+// WriteAt writes anywhere within the blob.
+func (p *partial) WriteAt(b []byte, off int64) (int, error) {
+	if off < 0 || off+int64(len(b)) > p.limit {
+		return 0, api.Errorf(errdefs.ErrOutOfRange, "blob %s: has more than %d bytes", p.want.Digest, p.limit)
+	}
+	p.io.RLock()
+	defer p.io.RUnlock()
+	p.mu.Lock()
+	ended := p.ended
+	p.mu.Unlock()
+	if ended {
+		return 0, api.Errorf(errdefs.ErrFailedPrecondition, "blob %s: is not being written any more", p.want.Digest)
+	}
+	n, err := p.f.WriteAt(b, off)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n > 0 {
+		p.mark(span{off, off + int64(n)})
+		switch {
+		case off == p.hashed:
+			p.hash.Write(b[:n])
+			p.hashed += int64(n)
+		case off < p.hashed: // overwritten: Commit reads it all again
+			p.hash.Reset()
+			p.hashed = 0
+		}
+		p.wake()
+	}
+	if err != nil {
+		err = api.Internal("store blob %s: %w", p.want.Digest, err)
+	}
+	return n, err
+}
+
+// mark adds a span to what is there.
+func (p *partial) mark(s span) {
+	i, _ := slices.BinarySearchFunc(p.have, s.start, func(h span, at int64) int {
+		if h.end < at {
+			return -1
+		}
+		return 1
+	})
+	j := i
+	for j < len(p.have) && p.have[j].start <= s.end {
+		s.start, s.end = min(s.start, p.have[j].start), max(s.end, p.have[j].end)
+		j++
+	}
+	p.have = slices.Replace(p.have, i, j, s)
+}
+
+// wake is called with mu held.
+func (p *partial) wake() {
+	close(p.grown)
+	p.grown = make(chan struct{})
+}
+
+// prefix is how many leading bytes are there; called with mu held.
+func (p *partial) prefix() int64 {
+	if len(p.have) == 0 || p.have[0].start > 0 {
+		return 0
+	}
+	return p.have[0].end
+}
+
+// ReadAt reads back what is there; Unavailable if something of it is not yet.
+func (p *partial) ReadAt(b []byte, off int64) (int, error) {
+	end := min(off+int64(len(b)), p.limit)
+	p.mu.Lock()
+	there := slices.ContainsFunc(p.have, func(h span) bool { return h.start <= off && end <= h.end })
+	p.mu.Unlock()
+	if !there {
+		return 0, api.Unavailable("blob %s: bytes %d to %d are not here yet", p.want.Digest, off, end)
+	}
+	return p.f.ReadAt(b, off)
+}
+
+// Commit verifies and makes the blob visible; see transfer.Writer.
+func (p *partial) Commit(ctx context.Context) error {
+	p.io.Lock()
+	defer p.io.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		if p.how == committed {
+			return nil
+		}
+		return api.Errorf(errdefs.ErrFailedPrecondition, "blob %s: is not being written any more", p.want.Digest)
+	}
+	if err := p.verify(ctx); err != nil {
+		if errdefs.IsDataLoss(err) {
+			return errors.Join(err, p.end(dropped))
+		}
+		return err
+	}
+	if err := p.f.Sync(); err != nil {
+		return api.Internal("store blob %s: %w", p.want.Digest, err)
+	}
+	return p.end(committed)
+}
+
+// verify is called with mu held.
+func (p *partial) verify(ctx context.Context) error {
+	size := p.prefix()
+	if p.want.Size > 0 && size != p.want.Size || len(p.have) > 1 {
+		return api.Errorf(errdefs.ErrDataLoss, "blob %s: %d of %d bytes came", p.want.Digest, size, p.want.Size)
+	}
+	buf := make([]byte, 256<<10)
+	for p.hashed < size {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := p.f.ReadAt(buf[:min(int64(len(buf)), size-p.hashed)], p.hashed)
+		if n == 0 {
+			return api.Internal("read back blob %s: %w", p.want.Digest, err)
+		}
+		p.hash.Write(buf[:n])
+		p.hashed += int64(n)
+	}
+	if got := digest.NewDigest(digest.SHA256, p.hash); got != p.want.Digest {
+		return api.Errorf(errdefs.ErrDataLoss, "blob %s: what came has digest %s", p.want.Digest, got)
+	}
+	return nil
+}
+
+// end is called with mu held, once.
+func (p *partial) end(how outcome) error {
+	if how == kept {
+		// What lies behind the first hole could not be told from it later.
+		if err := p.f.Truncate(p.prefix()); err != nil {
+			how = dropped
+		} else if p.prefix() == 0 {
+			how = dropped
+		}
+	}
+	p.ended, p.how = true, how
+	err := p.finish(p, how)
+	p.wake()
+	close(p.done)
+	return errors.Join(err, p.unref())
+}
+
+// unref is called with mu held.
+func (p *partial) unref() error {
+	if p.refs--; p.refs > 0 {
+		return nil
+	}
+	return p.f.Close()
+}
+
+// follow reads the blob from its beginning while it arrives; nil if it is too late
+// for that.
+func (p *partial) follow(ctx context.Context) *follower {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return nil
+	}
+	p.refs++
+	return &follower{ctx: ctx, p: p}
+}
+
+// Close keeps what was written for a later Ingest. Readers that follow may read on.
+func (p *partial) Close() error { return p.stop(kept) }
+
+// Abort drops what was written.
+func (p *partial) Abort() error { return p.stop(dropped) }
+
+func (p *partial) stop(how outcome) error {
+	p.io.Lock()
+	defer p.io.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return nil
+	}
+	return p.end(how)
+}
+
+// follower reads a blob from its beginning while it arrives. The caller closes.
+type follower struct {
+	ctx context.Context // of the one job that reads
+	p   *partial
+	off int64
+}
+
+func (r *follower) Close() error {
+	r.p.mu.Lock()
+	defer r.p.mu.Unlock()
+	return r.p.unref()
+}
+
+// Read waits for bytes. It ends with io.EOF once the blob was committed, and fails
+// if it will not be.
+func (r *follower) Read(b []byte) (int, error) {
+	for {
+		r.p.mu.Lock()
+		prefix, grown, ended, how := r.p.prefix(), r.p.grown, r.p.ended, r.p.how
+		r.p.mu.Unlock()
+		if r.off < prefix {
+			n, err := r.p.f.ReadAt(b[:min(int64(len(b)), prefix-r.off)], r.off)
+			r.off += int64(n)
+			if n > 0 || !errors.Is(err, io.EOF) {
+				return n, err
+			}
+		}
+		switch {
+		case ended && how == committed:
+			return 0, io.EOF
+		case ended:
+			return 0, api.Unavailable("blob %s: stopped arriving", r.p.want.Digest)
+		}
+		select {
+		case <-grown:
+		case <-r.ctx.Done():
+			return 0, context.Cause(r.ctx)
+		}
+	}
+}

@@ -1,0 +1,99 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// In an image's layers, a file .wh.NAME says that NAME of the layers below is gone,
+// and .wh..wh..opq that everything in its directory is.
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutMeta   = ".wh..wh."
+	whiteoutOpaque = ".wh..wh..opq"
+)
+
+// opaqueXattr marks a directory for overlayfs as hiding those below.
+const opaqueXattr = "trusted.overlay.opaque"
+
+// whiteoutKind says what a name in a layer means.
+type whiteoutKind int
+
+const (
+	none    whiteoutKind = iota
+	removed              // the target is gone
+	opaque               // all of the target, a directory, is gone
+	ignored              // AUFS's own bookkeeping
+	invalid
+)
+
+// whiteout reads a clean path.
+func whiteout(name string) (kind whiteoutKind, target string) {
+	dir, base := path.Split(name)
+	for part := range strings.SplitSeq(dir, "/") {
+		if strings.HasPrefix(part, whiteoutMeta) {
+			return ignored, ""
+		}
+		if strings.HasPrefix(part, whiteoutPrefix) {
+			return invalid, ""
+		}
+	}
+	switch {
+	case base == whiteoutOpaque:
+		return opaque, path.Clean(dir)
+	case strings.HasPrefix(base, whiteoutMeta):
+		return ignored, ""
+	case !strings.HasPrefix(base, whiteoutPrefix):
+		return none, ""
+	}
+	switch rest := base[len(whiteoutPrefix):]; rest {
+	case "", ".", "..":
+		return invalid, ""
+	default:
+		return removed, path.Join(dir, rest)
+	}
+}
+
+// opaque hides what the layers below have in a directory.
+func (x *extractor) opaque(dir string) error {
+	x.out.opaques = append(x.out.opaques, dir)
+	fd, err := x.parent(dir)
+	if err != nil || !x.overlay {
+		return err
+	}
+	if err := unix.Setxattr(procPath(fd, "."), opaqueXattr, []byte("y"), 0); err != nil {
+		return fmt.Errorf("mark opaque: %w", err)
+	}
+	return nil
+}
+
+// whiteout hides what the layers below have by a name. What this layer itself has by
+// that name stays, wherever in the archive it comes.
+func (x *extractor) whiteout(name string) error {
+	dir, base := path.Split(name)
+	fd, err := x.parent(path.Clean(dir))
+	if err != nil {
+		return err
+	}
+	x.gone[name] = struct{}{}
+	x.out.whiteouts = append(x.out.whiteouts, name)
+	if !x.overlay {
+		return nil
+	}
+	err = unix.Mknodat(fd, base, unix.S_IFCHR, 0)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return x.opaque(name)
+	}
+	return nil
+}
