@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -181,15 +182,23 @@ func (s *Server) answer(out, raw []byte, stream bool) (answer []byte, forward bo
 	return s.slow(out, raw, stream)
 }
 
-// fail is an answer without content.
+// fail is an answer without records. It repeats the question, if there is one that
+// can be read, since careful askers mistrust an answer without.
 func fail(raw []byte, rcode int) []byte {
 	const header = 12
 	if len(raw) < header || raw[2]&0x80 != 0 {
 		return nil // not even a question
 	}
-	out := make([]byte, header)
-	copy(out, raw[:2])
-	out[2] = raw[2]&0x79 | 0x80
+	end := questionEnd(raw)
+	if end == 0 || rcode == mdns.RcodeFormatError {
+		end = header
+	}
+	out := bytes.Clone(raw[:end])
+	clear(out[2:header])
+	out[2] = raw[2]&0x79 | 0x80 // the kind of query and whether recursion is desired
 	out[3] = byte(rcode)
+	if end > header {
+		out[5] = 1
+	}
 	return out
 }
