@@ -1,0 +1,153 @@
+package transfer
+
+import (
+	"errors"
+	"math/rand/v2"
+	"time"
+)
+
+// ask requests pieces of a peer until enough are under way from it.
+//
+// A holder of all chooses by itself among the pieces that nobody else is known to have:
+// so each leaves it about once, however many fetch. What is known elsewhere is asked of
+// those others, the rarest first. At the end, whoever is idle is asked for what is
+// overdue from somebody else.
+func (s *swarm) ask(u *supplier) {
+	for u.known && len(u.asked) < u.ahead() {
+		r, ok := s.choose(u)
+		if !ok {
+			return
+		}
+		var b []byte
+		if r.piece >= 0 {
+			b = encodePiece(kindGet, uint32(r.piece))
+			s.inflight[r.piece]++
+		} else {
+			b = frame(kindNext, r.any...)
+		}
+		r.at = time.Now()
+		if len(u.asked) == 0 {
+			u.lastByte.Store(r.at.UnixNano())
+		}
+		u.asked = append(u.asked, r)
+		select {
+		case u.out <- b:
+		default:
+			s.drop(u, errors.New("it takes no requests"))
+			return
+		}
+	}
+}
+
+// ahead is how many requests a peer may have unanswered: few if it is slow, so that
+// what is under way can't keep others waiting for long.
+func (u *supplier) ahead() int {
+	if u.perByte == 0 {
+		return minAhead
+	}
+	return min(max(minAhead, int(float64(aheadTime)/(u.perByte*pieceSize))+1), maxAhead)
+}
+
+func (s *swarm) choose(u *supplier) (request, bool) {
+	for s.low < s.f.pieces && !s.missing.has(s.low) {
+		s.low++
+	}
+	if u.whole {
+		if m := s.unknownElsewhere(u); m != nil {
+			return request{piece: -1, any: m}, true
+		}
+	}
+	if p, ok := s.rarest(u); ok {
+		return request{piece: p}, true
+	}
+	if p, ok := s.overdue(u); ok {
+		return request{piece: p}, true
+	}
+	return request{}, false
+}
+
+// unknownElsewhere is the set of pieces to ask of a holder of all: this holder's share
+// of those that only such holders have.
+func (s *swarm) unknownElsewhere(u *supplier) bitmap {
+	holders, rank := 0, 0
+	for _, x := range s.suppliers {
+		if x == u {
+			rank = holders
+		}
+		if x.whole {
+			holders++
+		}
+	}
+	m := newBitmap(s.f.pieces)
+	found := 0
+	for i := s.low; i < s.f.pieces; i++ {
+		if s.missing.has(i) && s.inflight[i] == 0 && s.avail[i] == 0 && i%holders == rank {
+			m.set(i)
+			found++
+		}
+	}
+	// What it may choose for requests it hasn't answered yet is spoken for.
+	for _, r := range u.asked {
+		if r.piece < 0 {
+			found--
+		}
+	}
+	if found <= 0 {
+		return nil
+	}
+	return m
+}
+
+// rarest is a piece that the peer has, that isn't under way, and that the fewest others
+// have. Of equals any will do; that all who fetch take different ones is best.
+func (s *swarm) rarest(u *supplier) (int, bool) {
+	best, ties := -1, 0
+	for i := s.low; i < s.f.pieces; i++ {
+		if !s.missing.has(i) || s.inflight[i] != 0 || !u.whole && !u.have.has(i) || s.avail[i] == 0 && s.promised(i) {
+			continue
+		}
+		switch {
+		case best < 0 || s.avail[i] < s.avail[best]:
+			best, ties = i, 1
+		case s.avail[i] == s.avail[best]:
+			if ties++; rand.IntN(ties) == 0 {
+				best = i
+			}
+		}
+	}
+	return best, best >= 0
+}
+
+// promised says whether a holder of all may be about to choose a piece. One that others
+// have needn't be asked about: holders prefer what they haven't sent to anybody.
+func (s *swarm) promised(piece int) bool {
+	for _, u := range s.suppliers {
+		for _, r := range u.asked {
+			if r.piece < 0 && r.any.has(piece) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// overdue is a piece that the peer has and that another has owed for long, as seen from
+// how fast this one is.
+func (s *swarm) overdue(u *supplier) (int, bool) {
+	if len(u.asked) > 0 {
+		return 0, false
+	}
+	patience := max(hedgeTime, time.Duration(2*u.perByte*pieceSize))
+	now := time.Now()
+	for _, x := range s.suppliers {
+		if x == u {
+			continue
+		}
+		for _, r := range x.asked {
+			if r.piece >= 0 && now.Sub(r.at) > patience && s.inflight[r.piece] == 1 && s.missing.has(r.piece) && (u.whole || u.have.has(r.piece)) {
+				return r.piece, true
+			}
+		}
+	}
+	return 0, false
+}

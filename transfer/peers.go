@@ -1,0 +1,254 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"hash/maphash"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/shoal-engine/shoal/api"
+)
+
+// banTime is for how long nothing is asked of a peer that sent wrong bytes of a blob it
+// claimed to have verified.
+const banTime = time.Hour
+
+// PeersConfig describes the exchange of blobs with peers. Dial and Locator are required.
+type PeersConfig struct {
+	// Self is this node's own peer ID, which is never dialed.
+	Self string
+	// Dial opens a stream of Protocol to a peer.
+	Dial    func(ctx context.Context, peerID string) (net.Conn, error)
+	Locator Locator
+	Logger  *slog.Logger // nil discards
+	// OnFetched, if set, is told of every blob that was fetched, how many bytes of it
+	// each peer sent, and how long it took. It must not block.
+	OnFetched func(d digest.Digest, size int64, byPeer map[string]int64, took time.Duration)
+	// OnWrongBytes, if set, is told of a peer that sent bytes which aren't the blob's.
+	// proven says that the peer claimed to have verified them; else it may itself have
+	// been lied to. It must not block.
+	OnWrongBytes func(peerID string, d digest.Digest, proven bool)
+}
+
+// Peers fetches blobs from other nodes, from many at a time, and serves to others what
+// this node has, also while it is still fetching. Its methods may be called concurrently.
+type Peers struct {
+	cfg PeersConfig
+	log *slog.Logger
+
+	mu      sync.Mutex
+	fetches map[digest.Digest]*fetch
+	served  map[digest.Digest]*served
+	banned  map[string]time.Time
+}
+
+var _ Fetcher = (*Peers)(nil)
+
+// NewPeers starts nothing; Serve and Fetch do.
+func NewPeers(cfg PeersConfig) *Peers {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Peers{
+		cfg: cfg, log: cfg.Logger,
+		fetches: map[digest.Digest]*fetch{},
+		served:  map[digest.Digest]*served{},
+		banned:  map[string]time.Time{},
+	}
+}
+
+// fetch is one blob being fetched. Whoever asks for it meanwhile waits for it.
+type fetch struct {
+	p      *Peers
+	digest digest.Digest
+	size   int64
+	pieces int
+	bytes  map[string]int64 // by peer
+	start  time.Time
+
+	progress *progress     // guarded by p.mu; its own methods lock for themselves
+	done     chan struct{} // closed: err is set
+	err      error
+}
+
+// Fetch implements Fetcher. Errors are NotFound if no peer has the blob, Unavailable if
+// those that had it were lost (what came is kept for the next attempt) and DataLoss if
+// all of them sent something else. A second Fetch of a blob waits for the first.
+func (p *Peers) Fetch(ctx context.Context, dst Store, want ocispec.Descriptor, progress func(done int64)) error {
+	pieces, err := countPieces(want.Size)
+	if err == nil {
+		err = want.Digest.Validate()
+	}
+	if err != nil {
+		return api.InvalidArgument("fetch blob %s: %w", want.Digest, err)
+	}
+	for {
+		f, first := p.begin(want, pieces)
+		if first {
+			f.err = f.run(ctx, dst, want, progress)
+			p.finish(f)
+			return f.err
+		}
+		select {
+		case <-f.done:
+			if f.err == nil || !errors.Is(f.err, context.Canceled) && !errors.Is(f.err, context.DeadlineExceeded) {
+				return f.err
+			}
+			// Whoever fetched it gave up, not the peers: it is our turn.
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// begin joins the fetch of a blob or makes one.
+func (p *Peers) begin(want ocispec.Descriptor, pieces int) (f *fetch, first bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if f := p.fetches[want.Digest]; f != nil {
+		return f, false
+	}
+	f = &fetch{
+		p: p, digest: want.Digest, size: want.Size, pieces: pieces,
+		start: time.Now(), done: make(chan struct{}),
+	}
+	p.fetches[want.Digest] = f
+	return f, true
+}
+
+func (p *Peers) finish(f *fetch) {
+	p.mu.Lock()
+	delete(p.fetches, f.digest)
+	p.mu.Unlock()
+	close(f.done)
+	if f.err == nil && p.cfg.OnFetched != nil {
+		p.cfg.OnFetched(f.digest, f.size, f.bytes, time.Since(f.start))
+	}
+}
+
+// run fetches from everybody at once, and if that gave wrong bytes, from one peer after
+// the other, which shows who sent them.
+func (f *fetch) run(ctx context.Context, dst Store, want ocispec.Descriptor, report func(int64)) error {
+	notes, err := f.attempt(ctx, dst, want, report, "")
+	if !errdefs.IsDataLoss(err) {
+		return err
+	}
+	f.p.log.Warn("a blob from peers doesn't match its digest; trying one peer at a time", "digest", f.digest.String())
+	for _, id := range notes.whole {
+		one, again := f.attempt(ctx, dst, want, report, id)
+		switch {
+		case again == nil:
+			return f.blame(ctx, dst, notes)
+		case errdefs.IsDataLoss(again) && one.resumed == 0:
+			f.wrongBytes(id, true)
+		case ctx.Err() != nil:
+			return again
+		}
+	}
+	return err
+}
+
+// attempt fetches the blob once, from the peer named only or from all, and commits it.
+func (f *fetch) attempt(ctx context.Context, dst Store, want ocispec.Descriptor, report func(int64), only string) (*notes, error) {
+	w, err := dst.Ingest(ctx, want)
+	if errdefs.IsAlreadyExists(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	f.bytes = map[string]int64{}
+	g := newProgress(w, f.pieces)
+	resumed := int(w.Offset() / pieceSize)
+	if w.Offset() >= f.size {
+		resumed = f.pieces
+	}
+	for i := range resumed {
+		g.add(i)
+	}
+	f.p.mu.Lock()
+	f.progress = g
+	f.p.mu.Unlock()
+	defer g.end() // after the commit, so that who is served finds the blob whole
+
+	s := newSwarm(f, g, w, only, report)
+	s.notes.resumed = resumed
+	if err := s.run(ctx); err != nil {
+		return s.notes, err
+	}
+	return s.notes, w.Commit(ctx)
+}
+
+// notes are what has to be remembered of an attempt to tell who lied.
+type notes struct {
+	seed    maphash.Seed
+	sums    []pieceNote // by piece; who sent it and what
+	whole   []string    // peers that claimed to hold the blob whole
+	resumed int         // pieces that an earlier attempt left
+}
+
+type pieceNote struct {
+	peer     string
+	sum      uint64
+	verified bool
+}
+
+// blame compares what peers sent in an earlier attempt with the blob, now verified.
+func (f *fetch) blame(ctx context.Context, dst Store, n *notes) error {
+	b, err := dst.Open(ctx, f.digest)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	buf := make([]byte, pieceSize)
+	guilty := map[string]bool{} // and whether it is proven
+	for i, note := range n.sums {
+		if note.peer == "" {
+			continue
+		}
+		piece := buf[:pieceLen(f.size, i)]
+		if err := readFull(b, piece, int64(i)*pieceSize); err != nil {
+			return err
+		}
+		if maphash.Bytes(n.seed, piece) != note.sum {
+			guilty[note.peer] = guilty[note.peer] || note.verified
+		}
+	}
+	for id, proven := range guilty {
+		f.wrongBytes(id, proven)
+	}
+	return nil
+}
+
+// wrongBytes reports a peer, and shuns it if it can't have been lied to itself.
+func (f *fetch) wrongBytes(id string, proven bool) {
+	f.p.log.Warn("peer sent wrong bytes", "peer", id, "digest", f.digest.String(), "claimed to be verified", proven)
+	if proven {
+		f.p.mu.Lock()
+		f.p.banned[id] = time.Now()
+		f.p.mu.Unlock()
+	}
+	if f.p.cfg.OnWrongBytes != nil {
+		f.p.cfg.OnWrongBytes(id, f.digest, proven)
+	}
+}
+
+// isBanned also forgets bans that are over.
+func (p *Peers) isBanned(id string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at, ok := p.banned[id]
+	if ok && time.Since(at) > banTime {
+		delete(p.banned, id)
+		ok = false
+	}
+	return ok
+}

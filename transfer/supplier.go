@@ -1,0 +1,183 @@
+package transfer
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"hash/maphash"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// supplier is a session with a peer that a blob is fetched from. Fields without a note
+// belong to the swarm's loop.
+type supplier struct {
+	peer string
+	conn net.Conn
+	out  chan []byte // frames to send; closed by the loop
+
+	known   bool // has said what it has
+	whole   bool
+	have    bitmap
+	asked   []request // unanswered, in order
+	perByte float64   // nanoseconds, averaged; 0 is unknown
+	since   time.Time // when the front of asked came to be the front
+
+	lastByte atomic.Int64 // UnixNano of the last arrival, or of the first request of several
+}
+
+// request is for a piece, or for any of a set.
+type request struct {
+	piece int    // -1 while the peer hasn't chosen
+	any   bitmap // nil if a piece was asked for
+	at    time.Time
+}
+
+var pieceBuffers = sync.Pool{New: func() any { return new([pieceSize]byte) }}
+
+// write sends the frames of out.
+func (u *supplier) write(ctx context.Context) error {
+	for {
+		select {
+		case b, ok := <-u.out:
+			if !ok {
+				return nil
+			}
+			u.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+			if _, err := u.conn.Write(b); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// read takes frames in until the stream fails, and hands what they say to the loop.
+func (u *supplier) read(ctx context.Context, s *swarm) error {
+	r := bufio.NewReaderSize(u.conn, 4<<10)
+	for {
+		kind, size, err := readHeader(r)
+		if err != nil {
+			return unexpected(err)
+		}
+		u.lastByte.Store(time.Now().UnixNano())
+		if kind == kindData {
+			err = u.readPiece(ctx, s, r, size)
+		} else {
+			body := make([]byte, size)
+			if _, err = io.ReadFull(r, body); err == nil {
+				err = u.handle(ctx, s, kind, body)
+			}
+		}
+		if err != nil {
+			return unexpected(err)
+		}
+	}
+}
+
+// handle takes a frame other than data.
+func (u *supplier) handle(ctx context.Context, s *swarm, kind byte, body []byte) error {
+	switch kind {
+	case kindHave:
+		h, err := decodeHave(body, s.f.pieces)
+		if err != nil {
+			return err
+		}
+		if h.state == stateNone {
+			return errHasNone
+		}
+		return s.post(ctx, func() { s.onHave(u, h) })
+	case kindMore:
+		pieces, err := decodeMore(body, s.f.pieces)
+		if err != nil {
+			return err
+		}
+		return s.post(ctx, func() { s.onMore(u, pieces) })
+	case kindPeers:
+		ids, err := decodePeers(body)
+		if err != nil {
+			return err
+		}
+		return s.post(ctx, func() { s.onPeers(ids) })
+	case kindNone:
+		if _, err := decodePiece(body); err != nil {
+			return err
+		}
+		return s.post(ctx, func() { s.onNone(u) })
+	}
+	return errors.New("unexpected frame")
+}
+
+// readPiece reads the frames of a piece, the first of which has begun, and writes it.
+func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, size int) error {
+	buf := pieceBuffers.Get().(*[pieceSize]byte)
+	defer pieceBuffers.Put(buf)
+	first, n, err := readDataHead(r, size, s.f.pieces)
+	if err != nil {
+		return err
+	}
+	piece := int(first.piece)
+	if err := s.post(ctx, func() { s.onBegun(u, piece) }); err != nil {
+		return err
+	}
+	length := pieceLen(s.f.size, piece)
+	head, off := first, 0
+	for {
+		if off+n > length || head.piece != first.piece {
+			return errors.New("data beyond the piece")
+		}
+		for n > 0 { // in parts, so that a slow peer is seen to be alive
+			k, err := r.Read(buf[off : off+n])
+			if err != nil {
+				return unexpected(err)
+			}
+			u.lastByte.Store(time.Now().UnixNano())
+			off, n = off+k, n-k
+		}
+		if head.last {
+			break
+		}
+		if head, n, err = u.nextData(ctx, s, r); err != nil {
+			return err
+		}
+	}
+	if off != length {
+		return errors.New("piece is cut short")
+	}
+	note := pieceNote{peer: u.peer, sum: maphash.Bytes(s.notes.seed, buf[:length]), verified: first.verified}
+	fresh := s.progress.claim(piece)
+	if fresh {
+		if _, err := s.w.WriteAt(buf[:length], int64(piece)*pieceSize); err != nil {
+			return s.post(ctx, func() { s.fail(err) })
+		}
+		s.progress.add(piece)
+	}
+	return s.post(ctx, func() { s.onPiece(u, piece, fresh, note) })
+}
+
+// nextData reads up to the content of the next data frame; news may come between.
+func (u *supplier) nextData(ctx context.Context, s *swarm, r *bufio.Reader) (dataHead, int, error) {
+	for {
+		kind, size, err := readHeader(r)
+		if err != nil {
+			return dataHead{}, 0, err
+		}
+		if kind == kindData {
+			return readDataHead(r, size, s.f.pieces)
+		}
+		body := make([]byte, size)
+		if _, err := io.ReadFull(r, body); err != nil {
+			return dataHead{}, 0, err
+		}
+		if kind == kindNone {
+			return dataHead{}, 0, errors.New("piece is cut short")
+		}
+		if err := u.handle(ctx, s, kind, body); err != nil {
+			return dataHead{}, 0, err
+		}
+	}
+}

@@ -1,0 +1,449 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"hash/maphash"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/shoal-engine/shoal/api"
+)
+
+const (
+	maxSuppliers = 12
+	tick         = 50 * time.Millisecond
+	// hedgeTime is how long nothing may arrive before one more peer is tried than there
+	// are pieces to ask for.
+	hedgeTime = 250 * time.Millisecond
+	// stallTime is how long a peer that owes something may send nothing before it is
+	// replaced, if there are others; stallLimit is for the last one.
+	stallTime  = 700 * time.Millisecond
+	stallLimit = 10 * time.Second
+	// retryTime is when a peer that failed may be tried again.
+	retryTime   = time.Second
+	maxFailures = 3
+	// starveTime is how long to wait for news if no peer has what is missing.
+	starveTime  = 5 * time.Second
+	connectTime = 3 * time.Second
+	// aheadTime is how much is asked of a peer in advance, in terms of its rate.
+	aheadTime = 250 * time.Millisecond
+	minAhead  = 2
+	maxAhead  = 8
+)
+
+// errHasNone ends a session with a peer that hasn't got the blob.
+var errHasNone = errors.New("peer hasn't got it")
+
+// swarm fetches one blob from many peers. One loop owns the state; goroutines for I/O
+// post to it.
+type swarm struct {
+	f        *fetch
+	progress *progress
+	w        Writer
+	only     string // the one peer to ask, if set
+	report   func(int64)
+	notes    *notes
+
+	events chan func()
+	wg     sync.WaitGroup
+	cancel context.CancelFunc
+
+	candidates map[string]*candidate
+	order      []string // of candidates, as they became known
+	suppliers  []*supplier
+	located    bool // the locator has said all
+	anybody    bool // some peer had something
+	lost       error
+
+	missing  bitmap
+	left     int // pieces of missing
+	low      int // no piece before it is missing
+	inflight []int8
+	avail    []uint16 // how many suppliers that aren't whole have a piece
+	done     int64
+	lastNews time.Time // when a piece came or a session said what it has
+	err      error
+}
+
+// candidate is a peer that may be asked.
+type candidate struct {
+	failures int
+	after    time.Time // not to be tried before
+	active   bool      // has a session, or gets one
+	useless  bool
+}
+
+func newSwarm(f *fetch, g *progress, w Writer, only string, report func(int64)) *swarm {
+	s := &swarm{
+		f: f, progress: g, w: w, only: only, report: report,
+		notes:      &notes{seed: maphash.MakeSeed(), sums: make([]pieceNote, f.pieces)},
+		events:     make(chan func(), 64),
+		candidates: map[string]*candidate{},
+		missing:    newBitmap(f.pieces),
+		inflight:   make([]int8, f.pieces),
+		avail:      make([]uint16, f.pieces),
+	}
+	if s.report == nil {
+		s.report = func(int64) {}
+	}
+	have, _ := g.snapshot()
+	for i := range f.pieces {
+		if have.has(i) {
+			s.done += int64(pieceLen(f.size, i))
+		} else {
+			s.missing.set(i)
+			s.left++
+		}
+	}
+	return s
+}
+
+// run returns when every piece is written, or why that can't be.
+func (s *swarm) run(ctx context.Context) error {
+	if s.done > 0 {
+		s.report(s.done)
+	}
+	if s.left == 0 {
+		return nil
+	}
+	ctx, s.cancel = context.WithCancel(ctx)
+	defer s.wg.Wait()
+	defer s.hangUp()
+	defer s.cancel()
+	s.lastNews = time.Now()
+	s.locate(ctx)
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for s.left > 0 && s.err == nil {
+		s.connect(ctx)
+		select {
+		case event := <-s.events:
+			event()
+		case <-t.C:
+			s.check()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return s.err
+}
+
+// post hands an event to the loop.
+func (s *swarm) post(ctx context.Context, event func()) error {
+	select {
+	case s.events <- event:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *swarm) fail(err error) {
+	if s.err == nil {
+		s.err = err
+	}
+}
+
+// hangUp ends all sessions.
+func (s *swarm) hangUp() {
+	for _, u := range s.suppliers {
+		close(u.out)
+		u.conn.Close()
+	}
+	s.suppliers = nil
+}
+
+// locate asks the locator for peers, in the background.
+func (s *swarm) locate(ctx context.Context) {
+	if s.only != "" {
+		s.add(s.only)
+		s.located = true
+		return
+	}
+	s.wg.Go(func() {
+		for peer, err := range s.f.p.cfg.Locator.Find(ctx, s.f.digest) {
+			if err != nil {
+				s.f.p.log.Warn("locate blob", "digest", s.f.digest.String(), "err", err)
+				break
+			}
+			if s.post(ctx, func() { s.add(peer.ID) }) != nil {
+				return
+			}
+		}
+		s.post(ctx, func() { s.located = true })
+	})
+}
+
+// add makes a peer a candidate.
+func (s *swarm) add(id string) {
+	if id == "" || id == s.f.p.cfg.Self || s.candidates[id] != nil || s.f.p.isBanned(id) {
+		return
+	}
+	s.candidates[id] = &candidate{}
+	s.order = append(s.order, id)
+}
+
+// connect opens sessions, as many as are of use, and gives up if none can be.
+func (s *swarm) connect(ctx context.Context) {
+	active, hope := 0, !s.located
+	for _, c := range s.candidates {
+		if c.active {
+			active++
+		}
+	}
+	now := time.Now()
+	target := min(s.left+int(now.Sub(s.lastNews)/hedgeTime), maxSuppliers)
+	for _, id := range s.order {
+		c := s.candidates[id]
+		hope = hope || c.active || !c.useless
+		if c.active || c.useless || active >= target || now.Before(c.after) {
+			continue
+		}
+		active++
+		c.active = true
+		s.wg.Go(func() { s.session(ctx, id) })
+	}
+	switch {
+	case !hope && s.anybody:
+		s.fail(api.Unavailable("fetch blob %s: every peer that had it was lost: %w", s.f.digest, s.lost))
+	case !hope && s.lost != nil:
+		s.fail(api.NotFound("fetch blob %s: no peer has it: %w", s.f.digest, s.lost))
+	case !hope:
+		s.fail(api.NotFound("fetch blob %s: no peer has it", s.f.digest))
+	}
+}
+
+// session talks with one peer until either side has had enough.
+func (s *swarm) session(ctx context.Context, id string) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	dialing, stop := context.WithTimeout(ctx, connectTime)
+	conn, err := s.f.p.cfg.Dial(dialing, id)
+	stop()
+	if err != nil {
+		s.post(ctx, func() { s.onEnd(id, nil, err) })
+		return
+	}
+	defer conn.Close()
+	u := &supplier{peer: id, conn: conn, out: make(chan []byte, 4*maxAhead), have: newBitmap(s.f.pieces)}
+	u.lastByte.Store(time.Now().UnixNano())
+	u.out <- want{digest: s.f.digest, size: s.f.size, fetching: s.only == ""}.encode()
+	if s.post(ctx, func() { s.suppliers = append(s.suppliers, u) }) != nil {
+		return
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	wg.Go(func() {
+		if err := u.write(ctx); err != nil {
+			conn.Close()
+		}
+	})
+	err = u.read(ctx, s)
+	if s.post(ctx, func() { s.onEnd(id, u, err) }) == nil {
+		return
+	}
+}
+
+// onEnd notes that a session has ended, or never began.
+func (s *swarm) onEnd(id string, u *supplier, err error) {
+	c := s.candidates[id]
+	if i := slices.Index(s.suppliers, u); u != nil && i >= 0 {
+		s.drop(u, err)
+	}
+	c.active = false
+	c.failures++
+	c.after = time.Now().Add(retryTime)
+	served := u != nil && u.known
+	if errors.Is(err, errHasNone) || !served || c.failures >= maxFailures {
+		c.useless = true
+	}
+	if !errors.Is(err, errHasNone) {
+		s.lost = err
+		s.f.p.log.Debug("lost a peer", "peer", id, "digest", s.f.digest.String(), "err", err)
+	}
+}
+
+// drop ends a session; what it owed is asked of others. Its goroutine will call onEnd.
+func (s *swarm) drop(u *supplier, err error) {
+	s.suppliers = slices.DeleteFunc(s.suppliers, func(x *supplier) bool { return x == u })
+	close(u.out)
+	u.conn.Close()
+	for _, r := range u.asked {
+		if r.piece >= 0 {
+			s.inflight[r.piece]--
+		}
+	}
+	u.asked = nil
+	if !u.whole {
+		for i := range s.f.pieces {
+			if u.have.has(i) {
+				s.avail[i]--
+			}
+		}
+	}
+	s.askAll()
+}
+
+func (s *swarm) onHave(u *supplier, h have) {
+	if !slices.Contains(s.suppliers, u) {
+		return
+	}
+	u.known, s.anybody, s.lastNews = true, true, time.Now()
+	if h.state == stateWhole {
+		for i := range s.f.pieces {
+			if !u.whole && u.have.has(i) {
+				s.avail[i]--
+			}
+		}
+		u.whole = true
+		if !slices.Contains(s.notes.whole, u.peer) {
+			s.notes.whole = append(s.notes.whole, u.peer)
+		}
+	} else if !u.whole {
+		for i := range s.f.pieces {
+			if h.pieces.has(i) && !u.have.has(i) {
+				u.have.set(i)
+				s.avail[i]++
+			}
+		}
+	}
+	s.ask(u)
+}
+
+func (s *swarm) onMore(u *supplier, pieces []int) {
+	if !slices.Contains(s.suppliers, u) || u.whole {
+		return
+	}
+	for _, i := range pieces {
+		if !u.have.has(i) {
+			u.have.set(i)
+			s.avail[i]++
+		}
+	}
+	s.ask(u)
+}
+
+func (s *swarm) onPeers(ids []string) {
+	for _, id := range ids {
+		if c := s.candidates[id]; c != nil && !c.active && c.failures < maxFailures {
+			c.useless = false // somebody talks with it: it is alive, and fetching
+		}
+		if s.only == "" {
+			s.add(id)
+		}
+	}
+}
+
+// onBegun notes which piece a peer chose, or catches one that sends what it likes.
+func (s *swarm) onBegun(u *supplier, piece int) {
+	if len(u.asked) == 0 {
+		if slices.Contains(s.suppliers, u) {
+			s.drop(u, errors.New("it sends what wasn't asked for"))
+		}
+		return
+	}
+	r := &u.asked[0]
+	switch {
+	case r.piece == piece:
+	case r.piece < 0 && r.any.has(piece):
+		r.piece = piece
+		s.inflight[piece]++
+	default:
+		s.drop(u, errors.New("it sends what wasn't asked for"))
+	}
+}
+
+func (s *swarm) onNone(u *supplier) {
+	if len(u.asked) == 0 {
+		return
+	}
+	if r := s.answered(u); r.piece >= 0 && !u.whole && u.have.has(r.piece) {
+		u.have.unset(r.piece)
+		s.avail[r.piece]--
+	}
+	s.askAll()
+}
+
+// answered takes the request off that a peer has answered.
+func (s *swarm) answered(u *supplier) request {
+	r := u.asked[0]
+	u.asked = u.asked[1:]
+	if r.piece >= 0 {
+		s.inflight[r.piece]--
+	}
+	return r
+}
+
+// onPiece notes a piece that arrived; fresh says that it is the first copy.
+func (s *swarm) onPiece(u *supplier, piece int, fresh bool, n pieceNote) {
+	now := time.Now()
+	length := pieceLen(s.f.size, piece)
+	if fresh {
+		s.missing.unset(piece)
+		s.left--
+		s.done += int64(length)
+		s.notes.sums[piece] = n
+		s.f.bytes[u.peer] += int64(length)
+		s.lastNews = now
+		s.report(s.done)
+	}
+	if len(u.asked) == 0 {
+		return // dropped meanwhile
+	}
+	r := s.answered(u)
+	from := r.at
+	if u.since.After(from) {
+		from = u.since
+	}
+	took := float64(now.Sub(from)) / float64(length)
+	if u.perByte == 0 {
+		u.perByte = took
+	} else {
+		u.perByte += (took - u.perByte) / 4
+	}
+	u.since = now
+	if c := s.candidates[u.peer]; c != nil {
+		c.failures = 0
+	}
+	s.askAll()
+}
+
+// askAll gives every peer that could do more something to do.
+func (s *swarm) askAll() {
+	for _, u := range slices.Clone(s.suppliers) {
+		s.ask(u)
+	}
+}
+
+// check replaces peers that stall, helps slow ones, and gives up if nobody has the rest.
+func (s *swarm) check() {
+	now := time.Now()
+	alive := 0
+	var stalled []*supplier
+	for _, u := range s.suppliers {
+		silent := now.Sub(time.Unix(0, u.lastByte.Load()))
+		switch {
+		case u.known && len(u.asked) == 0 || silent < stallTime:
+			alive++
+		default:
+			stalled = append(stalled, u)
+		}
+		if silent > stallLimit && (!u.known || len(u.asked) > 0) {
+			s.drop(u, errors.New("it went silent"))
+		}
+	}
+	for _, u := range stalled {
+		if alive > 0 && slices.Contains(s.suppliers, u) {
+			s.drop(u, errors.New("it stalls"))
+		}
+	}
+	s.askAll()
+	if now.Sub(s.lastNews) > starveTime && s.located && !slices.ContainsFunc(s.suppliers, func(u *supplier) bool {
+		return u.whole || len(u.asked) > 0 || !u.known
+	}) && len(s.suppliers) > 0 {
+		s.fail(api.Unavailable("fetch blob %s: no peer that is left has the rest of it", s.f.digest))
+	}
+}
