@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -125,15 +126,15 @@ func putNode(t tx, c PutNode) (Result, error) {
 			tags = map[string]string{}
 		}
 		maps.Copy(tags, old.Tags)
-		n.Tags, n.Subnet, n.Joined, n.Voter = tags, old.Subnet, old.Joined, old.Voter
+		n.Tags, n.Subnet, n.Joined = tags, old.Subnet, old.Joined
 	} else {
 		subnet, err := freeSlice(t)
 		if err != nil {
 			return Result{}, err
 		}
-		n.Subnet, n.Joined, n.Voter = subnet, t.at, false
+		n.Subnet, n.Joined = subnet, t.at
 	}
-	n.Down = false
+	n.Down, n.Voter = false, slices.Contains(rowSettings(t).Voters, n.ID)
 	shown := n
 	return Result{Node: &shown}, put(t, tableNode, &n)
 }

@@ -44,7 +44,8 @@ type gone struct {
 // settings is the one row of its table.
 type settings struct {
 	SetSettings
-	Gone uint64 // the last tombstone's order
+	Gone   uint64   // the last tombstone's order
+	Voters []string // IDs of the nodes whose copy votes, sorted
 }
 
 // key is an index of records by one string computed from them.

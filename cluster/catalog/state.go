@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -131,4 +132,29 @@ func (s *State) applyLocked(index uint64, batch []entry) ([]outcome, error) {
 	t.Commit()
 	s.publish(index)
 	return out, nil
+}
+
+// setVoters notes whose copies vote, on the nodes there are and for those to come.
+func (s *State) setVoters(index uint64, voters []string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := tx{Txn: s.db.Txn(true)}
+	defer t.Abort()
+	row := rowSettings(t)
+	row.Voters = voters
+	if err := put(t, tableSettings, &row); err != nil {
+		return err
+	}
+	for _, n := range pointers[Node](t.Txn, tableNode, "id_prefix", "") {
+		if votes := slices.Contains(voters, n.ID); votes != n.Voter {
+			changed := *n
+			changed.Voter = votes
+			if err := put(t, tableNode, &changed); err != nil {
+				return err
+			}
+		}
+	}
+	t.Commit()
+	s.publish(index)
+	return nil
 }

@@ -1,0 +1,287 @@
+package catalog_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-engine/shoal/cluster/catalog"
+	"github.com/shoal-engine/shoal/transfer/p2p/memory"
+)
+
+// group is some replicas on one network.
+type group struct {
+	t   testing.TB
+	net *memory.Network
+	dir string // "" keeps logs in memory
+	rs  map[string]*replica
+}
+
+type replica struct {
+	*catalog.Catalog
+	host *memory.Host
+	stop func()
+}
+
+func newGroup(t testing.TB, dir string, ids ...string) *group {
+	g := &group{t: t, net: memory.NewNetwork(), dir: dir, rs: map[string]*replica{}}
+	for i, n := range ids {
+		g.start(n, i == 0)
+	}
+	if tt, ok := t.(*testing.T); ok {
+		tt.Cleanup(g.stopAll)
+	}
+	return g
+}
+
+func (g *group) start(id string, first bool) *replica {
+	host := g.net.Host(id)
+	for _, o := range []string{"a", "b", "c", "d", "e", "f"} {
+		host.SetPeer(o, []string{"/memory/" + o})
+	}
+	cfg := catalog.Config{Wire: host, Bootstrap: first, Logger: slog.New(slog.DiscardHandler)}
+	if g.dir != "" {
+		cfg.Dir = filepath.Join(g.dir, id)
+	}
+	c := catalog.New(cfg)
+	ctx, cancel := context.WithCancel(context.Background())
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		if err := c.Run(ctx); err != nil {
+			g.t.Errorf("replica %s: %v", id, err)
+		}
+	})
+	tasks.Go(func() {
+		_ = c.Lead(ctx, func(ctx context.Context) error {
+			t := time.NewTicker(100 * time.Millisecond)
+			defer t.Stop()
+			for {
+				_, _ = c.ManageMembers(ctx, func(n string) bool { return g.net.Reachable(id, n) })
+				select {
+				case <-t.C:
+				case <-ctx.Done():
+					return nil
+				}
+			}
+		})
+	})
+	var once sync.Once
+	r := &replica{c, host, func() {
+		once.Do(func() {
+			cancel()
+			tasks.Wait()
+			if err := host.Close(); err != nil {
+				g.t.Errorf("close host %s: %v", id, err)
+			}
+		})
+	}}
+	g.rs[id] = r
+	return r
+}
+
+func (g *group) stopAll() {
+	for _, r := range g.rs {
+		r.stop()
+	}
+}
+
+// begin makes the group a cluster of all its replicas.
+func (g *group) begin(ctx context.Context, ids ...string) {
+	g.t.Helper()
+	first := g.rs[ids[0]]
+	_, err := first.Propose(ctx, catalog.SetSettings{Name: "t", Subnet: catalog.DefaultSubnet})
+	require.NoError(g.t, err)
+	for _, n := range ids {
+		_, err := first.Propose(ctx, catalog.PutNode{Node: catalog.Node{ID: n, Name: "node-" + n}})
+		require.NoError(g.t, err)
+	}
+	want := len(ids)
+	if want%2 == 0 {
+		want--
+	}
+	for _, n := range ids {
+		g.until(ctx, n, func(v catalog.View) bool {
+			voters := 0
+			for _, n := range v.Nodes() {
+				if n.Voter {
+					voters++
+				}
+			}
+			return len(v.Nodes()) == len(ids) && voters == min(want, 5)
+		})
+	}
+}
+
+// until waits for a replica's view.
+func (g *group) until(ctx context.Context, id string, ok func(catalog.View) bool) {
+	g.t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		v := g.rs[id].View()
+		if ok(v) {
+			return
+		}
+		if err := g.rs[id].Wait(ctx, v.Index()); err != nil {
+			g.t.Fatalf("replica %s: nodes %+v: %v", id, v.Nodes(), err)
+		}
+	}
+}
+
+func (g *group) leader(ctx context.Context, among ...string) string {
+	g.t.Helper()
+	for range 600 {
+		for _, n := range among {
+			if l, ok := g.rs[n].Leader(); ok && l == n {
+				return n
+			}
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+	g.t.Fatal("no leader within a minute")
+	return ""
+}
+
+func TestOneReplica(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, "", "a")
+		defer g.stopAll()
+		g.begin(t.Context(), "a")
+		_, err := g.rs["a"].Propose(t.Context(), catalog.ClaimContainer{ID: id("1"), Name: "x", NodeID: "a"})
+		require.NoError(t, err)
+		_, err = g.rs["a"].View().Container("x")
+		require.NoError(t, err)
+		require.NoError(t, g.rs["a"].Sync(t.Context()))
+	})
+}
+
+func TestFollowersProposeAndSeeAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, "", "a", "b", "c", "d")
+		defer g.stopAll()
+		g.begin(t.Context(), "a", "b", "c", "d")
+		for i, n := range []string{"a", "b", "c", "d"} {
+			began := time.Now()
+			name := fmt.Sprint("x", i)
+			_, err := g.rs[n].Propose(t.Context(), catalog.ClaimContainer{ID: id(fmt.Sprint(i)), Name: name, NodeID: n})
+			require.NoError(t, err)
+			_, err = g.rs[n].View().Container(name)
+			require.NoError(t, err, "a proposer sees what it did")
+			for _, o := range []string{"a", "b", "c", "d"} {
+				require.NoError(t, g.rs[o].Sync(t.Context()))
+				_, err = g.rs[o].View().Container(name)
+				require.NoError(t, err, "after a sync everyone sees it")
+			}
+			require.Less(t, time.Since(began), 20*time.Millisecond, "no timer lies on the way of a write")
+			_, err = g.rs[n].Propose(t.Context(), catalog.ClaimContainer{ID: id("f"), Name: name, NodeID: n})
+			require.ErrorIs(t, err, errdefs.ErrConflict)
+			require.ErrorContains(t, err, `is already in use by container "`+id(fmt.Sprint(i)))
+		}
+	})
+}
+
+func TestLeaderCutOffAndBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ids := []string{"a", "b", "c"}
+		g := newGroup(t, "", ids...)
+		defer g.stopAll()
+		g.begin(t.Context(), ids...)
+		g.net.Isolate("a")
+
+		short, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, err := g.rs["a"].Propose(short, catalog.ClaimContainer{ID: id("1"), Name: "lost", NodeID: "a"})
+		require.ErrorIs(t, err, catalog.ErrNoLeader)
+		require.ErrorIs(t, g.rs["a"].Sync(short), catalog.ErrNoLeader)
+
+		l := g.leader(t.Context(), "b", "c")
+		_, err = g.rs["b"].Propose(t.Context(), catalog.ClaimContainer{ID: id("2"), Name: "kept", NodeID: "b"})
+		require.NoError(t, err)
+		g.net.Heal()
+		g.until(t.Context(), "a", func(v catalog.View) bool { _, err := v.Container("kept"); return err == nil })
+		require.NoError(t, g.rs["a"].Sync(t.Context()))
+		for _, n := range ids {
+			require.NoError(t, g.rs[n].Sync(t.Context()))
+			require.Equal(t, g.rs[l].View().Containers(), g.rs[n].View().Containers())
+		}
+	})
+}
+
+func TestReplicaResumesFromDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ids := []string{"a", "b", "c"}
+		g := newGroup(t, t.TempDir(), ids...)
+		defer g.stopAll()
+		g.begin(t.Context(), ids...)
+		for i := range 20 {
+			_, err := g.rs["c"].Propose(t.Context(), catalog.SetRef{Ref: catalog.Ref{Name: fmt.Sprint("r", i), Digest: "d"}})
+			require.NoError(t, err)
+		}
+		for _, n := range ids { // one after the other, the leader too
+			g.rs[n].stop()
+			require.True(t, catalog.HasState(filepath.Join(g.dir, n)))
+			g.start(n, n == "a") // Bootstrap must not matter a second time
+			_, err := g.rs[n].Propose(t.Context(), catalog.SetRef{Ref: catalog.Ref{Name: "after " + n, Digest: "d"}})
+			require.NoError(t, err)
+			_, ok := g.rs[n].View().Ref("r19")
+			require.True(t, ok)
+		}
+		for _, n := range ids { // all at once
+			g.rs[n].stop()
+		}
+		for _, n := range ids {
+			g.start(n, false)
+		}
+		require.NoError(t, g.rs["b"].Sync(t.Context()))
+		_, ok := g.rs["b"].View().Ref("after c")
+		require.True(t, ok, "what was acknowledged outlives everybody's restart")
+	})
+}
+
+func TestDeadVoterIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ids := []string{"a", "b", "c", "d"}
+		g := newGroup(t, "", ids...)
+		defer g.stopAll()
+		g.begin(t.Context(), ids...)
+		d, _ := g.rs["a"].View().Node("d")
+		require.False(t, d.Voter)
+		g.net.Isolate("b")
+		g.until(t.Context(), "a", func(v catalog.View) bool {
+			d, _ := v.Node("d")
+			b, _ := v.Node("b")
+			return d.Voter && !b.Voter
+		})
+	})
+}
+
+func TestRemovedNodeStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ids := []string{"a", "b", "c"}
+		g := newGroup(t, "", ids...)
+		defer g.stopAll()
+		g.begin(t.Context(), ids...)
+		_, err := g.rs["a"].Propose(t.Context(), catalog.RemoveNode{ID: "c"})
+		require.NoError(t, err)
+		g.until(t.Context(), "a", func(v catalog.View) bool {
+			voters := 0
+			for _, n := range v.Nodes() {
+				if n.Voter {
+					voters++
+				}
+			}
+			return voters == 1
+		})
+	})
+}

@@ -1,0 +1,142 @@
+package catalog
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Figures of the voters' management.
+const (
+	maxVoters = 5
+	// promoteLag is how many entries a node may miss and still become a voter: one
+	// that is far behind would hold every commit up.
+	promoteLag   = 1000
+	configWithin = 5 * time.Second
+)
+
+// member is one server of raft's configuration or one to be.
+type member struct {
+	id     string
+	joined time.Time
+	voter  bool
+	alive  bool
+	leads  bool
+}
+
+// desiredVoters says who shall vote: 1, 3 or 5, as many as the cluster has nodes
+// for. The leader stays, then present voters that are alive, then nodes in the order they joined;
+// dead voters are replaced where somebody else is there and kept otherwise.
+func desiredVoters(ms []member) map[string]bool {
+	target := min(maxVoters, len(ms))
+	if target%2 == 0 {
+		target--
+	}
+	ranked := slices.Clone(ms)
+	rank := func(m member) int {
+		switch {
+		case m.leads:
+			return 0
+		case m.alive && m.voter:
+			return 1
+		case m.alive:
+			return 2
+		case m.voter:
+			return 3
+		default:
+			return 4
+		}
+	}
+	slices.SortFunc(ranked, func(a, b member) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.joined.Compare(b.joined), cmp.Compare(a.id, b.id))
+	})
+	want := map[string]bool{}
+	for _, m := range ranked[:max(target, 0)] {
+		want[m.id] = true
+	}
+	return want
+}
+
+// ManageMembers brings raft's configuration one step closer to the catalog's nodes
+// and says whether it changed anything. Only the leader can.
+func (c *Catalog) ManageMembers(ctx context.Context, alive func(nodeID string) bool) (bool, error) {
+	r, ok := c.leading()
+	if !ok {
+		return false, nil
+	}
+	f := r.GetConfiguration()
+	if err := f.Error(); err != nil {
+		return false, fmt.Errorf("read raft's configuration: %w", err)
+	}
+	servers := map[string]raft.ServerSuffrage{}
+	for _, s := range f.Configuration().Servers {
+		servers[string(s.ID)] = s.Suffrage
+	}
+	change := c.nextChange(r, servers, alive)
+	if change == nil || ctx.Err() != nil {
+		return false, nil
+	}
+	if err := change().Error(); err != nil {
+		return false, fmt.Errorf("change raft's configuration: %w", err)
+	}
+	return true, nil
+}
+
+// nextChange is the next step: take nodes in as followers, promote, demote, forget.
+func (c *Catalog) nextChange(r *raft.Raft, servers map[string]raft.ServerSuffrage, alive func(string) bool) func() raft.IndexFuture {
+	self := c.cfg.Wire.ID()
+	var ms []member
+	for _, n := range c.View().Nodes() {
+		suffrage, there := servers[n.ID]
+		if !there {
+			return func() raft.IndexFuture {
+				return r.AddNonvoter(raft.ServerID(n.ID), raft.ServerAddress(n.ID), 0, configWithin)
+			}
+		}
+		ms = append(ms, member{n.ID, n.Joined, suffrage == raft.Voter, alive(n.ID), n.ID == self})
+	}
+	want := desiredVoters(ms)
+	for _, m := range ms {
+		if want[m.id] && !m.voter && c.caughtUp(r, m.id) {
+			return func() raft.IndexFuture {
+				return r.AddVoter(raft.ServerID(m.id), raft.ServerAddress(m.id), 0, configWithin)
+			}
+		}
+	}
+	for _, m := range ms {
+		// A voter goes only when its successor votes.
+		if m.voter && !want[m.id] && votes(ms, want) {
+			return func() raft.IndexFuture { return r.DemoteVoter(raft.ServerID(m.id), 0, configWithin) }
+		}
+	}
+	known := map[string]bool{self: true} // the leader leaves by itself, after handing over
+	for _, m := range ms {
+		known[m.id] = true
+	}
+	for id := range servers {
+		if !known[id] {
+			return func() raft.IndexFuture { return r.RemoveServer(raft.ServerID(id), 0, configWithin) }
+		}
+	}
+	return nil
+}
+
+// votes says whether everyone who shall vote does.
+func votes(ms []member, want map[string]bool) bool {
+	return !slices.ContainsFunc(ms, func(m member) bool { return want[m.id] && !m.voter })
+}
+
+func (c *Catalog) caughtUp(r *raft.Raft, id string) bool {
+	c.mu.Lock()
+	t := c.trans
+	c.mu.Unlock()
+	if t == nil {
+		return false
+	}
+	lag, known := t.lag(raft.ServerID(id), r.LastIndex())
+	return known && lag <= promoteLag
+}
