@@ -22,7 +22,7 @@ func (s *Server) slow(out, raw []byte, stream bool) (answer []byte, forward bool
 	}
 	m := new(mdns.Msg)
 	m.SetReply(&q)
-	m.RecursionAvailable = len(s.upstream) > 0
+	m.RecursionAvailable = len(*s.upstream.Load()) > 0
 	size := mdns.MaxMsgSize
 	if !stream {
 		size = mdns.MinMsgSize
@@ -82,7 +82,7 @@ func (s *Server) resolve(m *mdns.Msg, q mdns.Question) (forward bool) {
 		m.Authoritative = true
 		m.Rcode = mdns.RcodeNameError
 		m.Ns = []mdns.RR{s.soa(x)}
-	case len(s.upstream) == 0:
+	case len(*s.upstream.Load()) == 0:
 		m.Rcode = mdns.RcodeNameError
 	default:
 		return true

@@ -46,21 +46,25 @@ func (s *Server) leaveOut(packets []net.PacketConn, listeners []net.Listener) {
 	for _, l := range listeners {
 		own = append(own, l.Addr())
 	}
-	s.upstream = slices.DeleteFunc(s.upstream, func(u string) bool {
+	others := slices.DeleteFunc(slices.Clone(*s.upstream.Load()), func(u string) bool {
 		up := netip.MustParseAddrPort(u) // upstreamAddress wrote it
-		return slices.ContainsFunc(own, func(a net.Addr) bool {
-			at, err := netip.ParseAddrPort(a.String())
-			if err != nil || at.Port() != up.Port() {
-				return false
-			}
-			ip := at.Addr().Unmap()
-			self := ip == up.Addr().Unmap() || ip.IsUnspecified() && up.Addr().IsLoopback()
-			if self {
-				s.log.Warn("leave out an upstream name server that is this one", "upstream", u)
-			}
-			return self
-		})
+		self := slices.ContainsFunc(own, func(a net.Addr) bool { return leadsTo(up, a) })
+		if self {
+			s.log.Warn("leave out an upstream name server that is this one", "upstream", u)
+		}
+		return self
 	})
+	s.upstream.Store(&others)
+}
+
+// leadsTo says whether packets to up arrive at a socket bound to own.
+func leadsTo(up netip.AddrPort, own net.Addr) bool {
+	at, err := netip.ParseAddrPort(own.String())
+	if err != nil || at.Port() != up.Port() {
+		return false
+	}
+	ip := at.Addr().Unmap()
+	return ip == up.Addr().Unmap() || ip.IsUnspecified() && up.Addr().IsLoopback()
 }
 
 // forward asks upstream. Questions that are alike share one answer, which also
@@ -92,7 +96,7 @@ func (s *Server) forward(ctx context.Context, raw []byte, stream bool) []byte {
 // ask tries one upstream server after another.
 func (s *Server) ask(ctx context.Context, network string, raw []byte) ([]byte, error) {
 	var errs []error
-	for _, u := range s.upstream {
+	for _, u := range *s.upstream.Load() {
 		answer, err := s.exchange(ctx, network, u, raw)
 		if err == nil {
 			return answer, nil

@@ -186,16 +186,16 @@ func TestNewRefuses(t *testing.T) {
 	s, err := New(Config{Reader: discoverytest.New(), Logger: quiet(), Domain: "Lab.Shoal.", Upstream: []string{"192.0.2.1", "::1", "[::1]:54"}})
 	require.NoError(t, err)
 	require.Equal(t, "lab.shoal.", s.domain)
-	require.Equal(t, []string{"192.0.2.1:53", "[::1]:53", "[::1]:54"}, s.upstream)
+	require.Equal(t, []string{"192.0.2.1:53", "[::1]:53", "[::1]:54"}, *s.upstream.Load())
 }
 
 func TestOwnSocketsAreNoUpstream(t *testing.T) {
 	s := newServer(t, discoverytest.New(), "127.0.0.1:5353", "127.0.0.2:5353", "192.0.2.1:53")
 	p := fakeAddr{netip.MustParseAddrPort("127.0.0.1:5353")}
 	s.leaveOut([]net.PacketConn{p}, nil)
-	require.Equal(t, []string{"127.0.0.2:5353", "192.0.2.1:53"}, s.upstream)
+	require.Equal(t, []string{"127.0.0.2:5353", "192.0.2.1:53"}, *s.upstream.Load())
 	s.leaveOut([]net.PacketConn{fakeAddr{netip.MustParseAddrPort("0.0.0.0:5353")}}, nil)
-	require.Equal(t, []string{"192.0.2.1:53"}, s.upstream)
+	require.Equal(t, []string{"192.0.2.1:53"}, *s.upstream.Load())
 }
 
 type fakeAddr struct{ at netip.AddrPort }

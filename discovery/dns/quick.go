@@ -44,7 +44,7 @@ func (s *Server) quick(out, raw []byte, stream bool) ([]byte, bool) {
 	head := out[base : base+12]
 	head[2] = raw[2]&0x01 | 0x84 // answer, authoritative; whether recursion was desired is repeated
 	head[3] = 0
-	if len(s.upstream) > 0 {
+	if len(*s.upstream.Load()) > 0 {
 		head[3] = 0x80
 	}
 	binary.BigEndian.PutUint16(head[6:], uint16(len(e.v4)))

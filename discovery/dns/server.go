@@ -36,8 +36,8 @@ type Config struct {
 type Server struct {
 	reader   catalog.Reader
 	self     string
-	domain   string // lower case, with the final dot
-	upstream []string
+	domain   string                   // lower case, with the final dot
+	upstream atomic.Pointer[[]string] // Serve leaves out our own sockets
 	dial     func(ctx context.Context, network, address string) (net.Conn, error)
 	log      *slog.Logger
 
@@ -68,13 +68,15 @@ func New(c Config) (*Server, error) {
 	if s.dial == nil {
 		s.dial = (&net.Dialer{}).DialContext
 	}
+	var upstream []string
 	for _, u := range c.Upstream {
 		addr, err := upstreamAddress(u)
 		if err != nil {
 			return nil, err
 		}
-		s.upstream = append(s.upstream, addr)
+		upstream = append(upstream, addr)
 	}
+	s.upstream.Store(&upstream)
 	return s, nil
 }
 
