@@ -45,7 +45,7 @@ func (u *supplier) ahead() int {
 	if u.perByte == 0 {
 		return minAhead
 	}
-	return min(max(minAhead, int(float64(aheadTime)/(u.perByte*pieceSize))+1), maxAhead)
+	return min(max(minAhead, int(float64(aheadTime)/(u.perByte*u.pieceSize))+1), maxAhead)
 }
 
 func (s *swarm) choose(u *supplier) (request, bool) {
@@ -137,7 +137,7 @@ func (s *swarm) overdue(u *supplier) (int, bool) {
 	if len(u.asked) > 0 {
 		return 0, false
 	}
-	patience := max(hedgeTime, time.Duration(2*u.perByte*pieceSize))
+	patience := max(hedgeTime, time.Duration(2*u.perByte*u.pieceSize))
 	now := time.Now()
 	for _, x := range s.suppliers {
 		if x == u {

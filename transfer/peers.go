@@ -167,7 +167,7 @@ func (f *fetch) attempt(ctx context.Context, dst Store, want ocispec.Descriptor,
 	defer w.Close()
 	f.bytes = map[string]int64{}
 	g := newProgress(w, f.pieces)
-	resumed := int(w.Offset() / pieceSize)
+	resumed := int(w.Offset() / pieceSize(f.size))
 	if w.Offset() >= f.size {
 		resumed = f.pieces
 	}
@@ -208,14 +208,14 @@ func (f *fetch) blame(ctx context.Context, dst Store, n *notes) error {
 		return err
 	}
 	defer b.Close()
-	buf := make([]byte, pieceSize)
+	buf := make([]byte, maxPiece)
 	guilty := map[string]bool{} // and whether it is proven
 	for i, note := range n.sums {
 		if note.peer == "" {
 			continue
 		}
 		piece := buf[:pieceLen(f.size, i)]
-		if err := readFull(b, piece, int64(i)*pieceSize); err != nil {
+		if err := readFull(b, piece, pieceAt(f.size, i)); err != nil {
 			return err
 		}
 		if maphash.Bytes(n.seed, piece) != note.sum {

@@ -49,7 +49,7 @@ func (p *Peers) Serve(ctx context.Context, l net.Listener, store Store) error {
 		}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			s := &session{p: p, store: store, conn: conn, peer: conn.RemoteAddr().String()}
+			s := &session{p: p, store: store, conn: conn, peer: conn.RemoteAddr().String(), writing: make(chan struct{}, 1)}
 			if err := s.run(ctx); err != nil && ctx.Err() == nil {
 				p.log.Debug("serve blob", "peer", s.peer, "digest", s.want.digest.String(), "err", err)
 			}
@@ -151,7 +151,7 @@ type session struct {
 	blob   *served
 	given  bitmap // sent in this session
 
-	writing sync.Mutex // one frame at a time
+	writing chan struct{} // holds a token while a frame is written: one at a time
 
 	mu  sync.Mutex
 	src source
@@ -294,8 +294,8 @@ func (s *session) tellAll(src source) (logged int, err error) {
 }
 
 func (s *session) write(b []byte) error {
-	s.writing.Lock()
-	defer s.writing.Unlock()
+	s.writing <- struct{}{}
+	defer func() { <-s.writing }()
 	s.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 	_, err := s.conn.Write(b)
 	return err
@@ -379,7 +379,7 @@ func (s *session) send(ctx context.Context, piece int, none uint32) error {
 // read reads a part of a piece from what there is: a fetch that has ended since is
 // looked up again.
 func (s *session) read(ctx context.Context, b []byte, piece, off int) (verified bool, err error) {
-	at := int64(piece)*pieceSize + int64(off)
+	at := pieceAt(s.want.size, piece) + int64(off)
 	src := s.source()
 	if src.part != nil {
 		got, _ := src.part.snapshot()

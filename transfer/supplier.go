@@ -19,6 +19,8 @@ type supplier struct {
 	conn net.Conn
 	out  chan []byte // frames to send; closed by the loop
 
+	pieceSize float64
+
 	known   bool // has said what it has
 	whole   bool
 	have    bitmap
@@ -36,7 +38,7 @@ type request struct {
 	at    time.Time
 }
 
-var pieceBuffers = sync.Pool{New: func() any { return new([pieceSize]byte) }}
+var pieceBuffers = sync.Pool{New: func() any { return new([maxPiece]byte) }}
 
 // write sends the frames of out.
 func (u *supplier) write(ctx context.Context) error {
@@ -114,7 +116,7 @@ func (u *supplier) handle(ctx context.Context, s *swarm, kind byte, body []byte)
 
 // readPiece reads the frames of a piece, the first of which has begun, and writes it.
 func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, size int) error {
-	buf := pieceBuffers.Get().(*[pieceSize]byte)
+	buf := pieceBuffers.Get().(*[maxPiece]byte)
 	defer pieceBuffers.Put(buf)
 	first, n, err := readDataHead(r, size, s.f.pieces)
 	if err != nil {
@@ -151,7 +153,7 @@ func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, siz
 	note := pieceNote{peer: u.peer, sum: maphash.Bytes(s.notes.seed, buf[:length]), verified: first.verified}
 	fresh := s.progress.claim(piece)
 	if fresh {
-		if _, err := s.w.WriteAt(buf[:length], int64(piece)*pieceSize); err != nil {
+		if _, err := s.w.WriteAt(buf[:length], pieceAt(s.f.size, piece)); err != nil {
 			return s.post(ctx, func() { s.fail(err) })
 		}
 		s.progress.add(piece)

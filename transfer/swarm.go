@@ -227,7 +227,7 @@ func (s *swarm) session(ctx context.Context, id string) {
 		return
 	}
 	defer conn.Close()
-	u := &supplier{peer: id, conn: conn, out: make(chan []byte, 4*maxAhead), have: newBitmap(s.f.pieces)}
+	u := &supplier{peer: id, conn: conn, pieceSize: float64(pieceSize(s.f.size)), out: make(chan []byte, 4*maxAhead), have: newBitmap(s.f.pieces)}
 	u.lastByte.Store(time.Now().UnixNano())
 	u.out <- want{digest: s.f.digest, size: s.f.size, fetching: s.only == ""}.encode()
 	if s.post(ctx, func() { s.suppliers = append(s.suppliers, u) }) != nil {

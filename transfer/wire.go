@@ -17,14 +17,14 @@ import (
 const Protocol = "/shoal/blobs/1"
 
 const (
-	// pieceSize is the unit in which blobs are asked for and passed on. Smaller pieces
-	// spread sooner, larger ones cost fewer requests.
-	pieceSize = 512 << 10
+	minPiece = 128 << 10
+	maxPiece = 1 << 20
+
 	// dataSize is how much of a piece goes in one frame and one write. News go between
 	// frames, so that they don't wait for a whole piece.
 	dataSize = 128 << 10
 
-	// maxPieces bounds bitmaps to 32 KiB and blobs to 128 GiB.
+	// maxPieces bounds bitmaps to 32 KiB and blobs to 256 GiB.
 	maxPieces    = 256 << 10
 	maxDigestLen = 256
 	maxPeerLen   = 128
@@ -274,17 +274,32 @@ func readDataHead(r io.Reader, size, pieces int) (dataHead, int, error) {
 	return d, size - dataHeadSize, nil
 }
 
+// pieceSize is the unit in which a blob is asked for and passed on; both sides must
+// come to the same. Small pieces spread sooner, large ones cost fewer requests: there
+// shall be some hundreds of a blob that is worth the trouble.
+func pieceSize(size int64) int64 {
+	unit := int64(minPiece)
+	for unit < maxPiece && size/unit > 256 {
+		unit *= 2
+	}
+	return unit
+}
+
 // countPieces is into how many pieces a blob is cut.
 func countPieces(size int64) (int, error) {
-	if size < 0 || size > maxPieces*pieceSize {
-		return 0, api.InvalidArgument("blob of %d bytes: at most %d can be transferred", size, int64(maxPieces*pieceSize))
+	if size < 0 || size > maxPieces*maxPiece {
+		return 0, api.InvalidArgument("blob of %d bytes: at most %d can be transferred", size, int64(maxPieces*maxPiece))
 	}
-	return int((size + pieceSize - 1) / pieceSize), nil
+	unit := pieceSize(size)
+	return int((size + unit - 1) / unit), nil
 }
+
+// pieceAt is where in the blob a piece begins.
+func pieceAt(size int64, piece int) int64 { return int64(piece) * pieceSize(size) }
 
 // pieceLen is the length of a piece; the last may be shorter.
 func pieceLen(size int64, piece int) int {
-	return int(min(pieceSize, size-int64(piece)*pieceSize))
+	return int(min(pieceSize(size), size-pieceAt(size, piece)))
 }
 
 // bitmap is a set of pieces, the first in the lowest bit of the first byte.
