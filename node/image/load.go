@@ -31,7 +31,7 @@ type loaded struct {
 // Load takes in every image of an archive: docker-save's or an OCI layout, plain or
 // compressed. Each image is known once it is whole; one that fails ends the load.
 func (s *Store) Load(ctx context.Context, r io.Reader, o api.LoadOptions) (api.Stream[api.Progress], error) {
-	return s.start(ctx, func(ctx context.Context, f feed) error {
+	return s.start(ctx, func(ctx context.Context, f *feed) error {
 		l := s.lease()
 		defer l.release()
 		a, err := s.readArchive(ctx, r, l)
@@ -42,7 +42,7 @@ func (s *Store) Load(ctx context.Context, r io.Reader, o api.LoadOptions) (api.S
 	})
 }
 
-func (s *Store) loadFrom(ctx context.Context, a *archive, o api.LoadOptions, f feed) error {
+func (s *Store) loadFrom(ctx context.Context, a *archive, o api.LoadOptions, f *feed) error {
 	images, err := a.images(platform(o.Platform, s.cfg.Platform))
 	if err != nil {
 		return err
@@ -55,11 +55,14 @@ func (s *Store) loadFrom(ctx context.Context, a *archive, o api.LoadOptions, f f
 		}
 		done = append(done, lines...)
 	}
-	return f.stream(strings.Join(done, ""))
+	for _, line := range done {
+		f.stream(line)
+	}
+	return nil
 }
 
 // loadOne takes one image in and returns what there is to say at the end.
-func (s *Store) loadOne(ctx context.Context, a *archive, i loaded, o api.LoadOptions, f feed) ([]string, error) {
+func (s *Store) loadOne(ctx context.Context, a *archive, i loaded, o api.LoadOptions, f *feed) ([]string, error) {
 	add, err := s.addition(i.target, i.manifest)
 	if err != nil {
 		return nil, err
@@ -74,8 +77,7 @@ func (s *Store) loadOne(ctx context.Context, a *archive, i loaded, o api.LoadOpt
 	}
 	away, err := s.add(ctx, a.l, add, i.names, u)
 	for _, m := range away {
-		text := fmt.Sprintf("The image %s already exists, renaming the old one with ID %s to empty string\n", reference.FamiliarString(m.name), m.from)
-		err = errors.Join(err, f.stream(text))
+		f.stream(fmt.Sprintf("The image %s already exists, renaming the old one with ID %s to empty string\n", reference.FamiliarString(m.name), m.from))
 	}
 	if err != nil {
 		return nil, err

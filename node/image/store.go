@@ -48,10 +48,9 @@ type Store struct {
 	ingests ingests
 	fetches flights[digest.Digest] // by blob
 	unpacks flights[digest.Digest] // by chain ID
-	jobs    sync.WaitGroup         // streams that are being fed
-	quit    context.CancelFunc     // ends them
-	life    context.Context        // what quit ends
-	wake    chan struct{}          // tells Run that there is something to do
+	watched watchers               // who wants to know how far a blob is
+	jobs    *jobs                  // streams that are being fed
+	wake    chan struct{}          // has a token when there is something for Run to do
 
 	notify   sync.Mutex // held while handlers run
 	handlers []func(action, id, name string)
@@ -84,18 +83,16 @@ func Open(c Config) (*Store, error) {
 	}
 	c.Limits = c.Limits.withDefaults()
 	c.Platform = platform(c.Platform, api.Platform{})
-	life, quit := context.WithCancel(context.Background())
 	s := &Store{
 		cfg: c, log: c.Logger.With("component", "images"), boot: bootID(),
 		workers: make(chan struct{}, c.Workers),
 		ingests: ingests{m: map[digest.Digest]*partial{}},
-		life:    life, quit: quit, wake: make(chan struct{}, 1),
+		jobs:    newJobs(), wake: make(chan struct{}, 1),
 		images: map[digest.Digest]*entry{}, names: map[string]nameRecord{},
 		layers: map[digest.Digest]layerRecord{}, boxes: map[string]containerRecord{},
 		leased: map[digest.Digest]int{},
 	}
 	if err := s.load(); err != nil {
-		quit()
 		return nil, fmt.Errorf("open image store %s: %w", c.Root, err)
 	}
 	return s, nil
@@ -182,8 +179,7 @@ func (s *Store) emptyTrash() error {
 
 // Close ends the streams that are being fed and waits for them. Mounts stay.
 func (s *Store) Close() error {
-	s.quit()
-	s.jobs.Wait()
+	s.jobs.close()
 	return nil
 }
 

@@ -187,18 +187,20 @@ func (s *Store) hasLayer(chain digest.Digest) bool {
 // stage unpacks the i-th layer into dir/fs: reading and decompressing, hashing and
 // writing files run beside each other.
 func (u *unpacker) stage(ctx context.Context, i int, dir string) (extracted, error) {
-	select {
-	case u.s.workers <- struct{}{}:
-		defer func() { <-u.s.workers }()
-	case <-ctx.Done():
-		return extracted{}, context.Cause(ctx)
-	}
 	ref := u.refs[i]
 	src, err := u.source(ctx, ref)
 	if err != nil {
 		return extracted{}, err
 	}
 	defer src.Close()
+	if _, waits := src.(*arriving); !waits { // who waits for the network must not keep others from working
+		select {
+		case u.s.workers <- struct{}{}:
+			defer func() { <-u.s.workers }()
+		case <-ctx.Done():
+			return extracted{}, context.Cause(ctx)
+		}
+	}
 	counted := &counter{r: src, tell: func(n int64) {
 		if u.progress != nil {
 			u.progress(i, n)
