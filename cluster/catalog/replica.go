@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-engine/shoal/api"
@@ -125,20 +126,31 @@ func openStores(dir string, l *slog.Logger) (stores, error) {
 	if err := os.MkdirAll(logs, 0o700); err != nil {
 		return stores{}, fmt.Errorf("make the catalog's directory: %w", err)
 	}
-	w, err := wal.Open(logs, wal.WithSegmentSize(segmentSize), wal.WithLogger(newRaftLog(l)))
+	meta := &metadb.BoltMetaDB{}
+	w, err := wal.Open(logs, wal.WithMetaStore(meta), wal.WithSegmentSize(segmentSize), wal.WithLogger(newRaftLog(l)))
 	if err != nil {
-		return stores{}, damaged(logs, err)
+		return stores{}, errors.Join(damaged(logs, err), meta.Close())
 	}
+	disk := diskLog{w, meta}
 	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, keepSnapshots, newRaftLog(l))
 	if err != nil {
-		return stores{}, errors.Join(fmt.Errorf("open the catalog's snapshots in %s: %w", dir, err), w.Close())
+		return stores{}, errors.Join(fmt.Errorf("open the catalog's snapshots in %s: %w", dir, err), disk.Close())
 	}
 	cache, err := raft.NewLogCache(512, w)
 	if err != nil {
-		return stores{}, errors.Join(fmt.Errorf("make the log's cache: %w", err), w.Close())
+		return stores{}, errors.Join(fmt.Errorf("make the log's cache: %w", err), disk.Close())
 	}
-	return stores{cache, w, snapshots, w}, nil
+	return stores{cache, w, snapshots, disk}, nil
 }
+
+// diskLog closes a log with the database of its segments, which the log leaves open
+// by itself.
+type diskLog struct {
+	log  *wal.WAL
+	meta *metadb.BoltMetaDB
+}
+
+func (d diskLog) Close() error { return errors.Join(d.log.Close(), d.meta.Close()) }
 
 // damaged says what to do about files that can't be read.
 func damaged(path string, err error) error {
