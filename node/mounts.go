@@ -224,7 +224,7 @@ func tmpfsOptions(o *mount.TmpfsOptions, readOnly bool) (string, error) {
 		return strings.Join(options, ","), nil
 	}
 	if o.Mode != 0 {
-		options = append(options, fmt.Sprintf("mode=%o", o.Mode.Perm()|o.Mode&os.ModeSticky>>11))
+		options = append(options, fmt.Sprintf("mode=%o", uint32(o.Mode)&0o7777)) // clients count as chmod does
 	}
 	if o.SizeBytes != 0 {
 		options = append(options, "size="+strconv.FormatInt(o.SizeBytes, 10))
