@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/shoal-engine/shoal/api"
@@ -84,7 +85,7 @@ func parseQuery(r *http.Request) (Query, error) {
 	if err != nil {
 		return Query{}, err
 	}
-	return Query{Name: v.Get("name"), Tags: v["tag"], Port: port, Proto: proto}, nil
+	return Query{Name: strings.TrimPrefix(v.Get("name"), "/"), Tags: v["tag"], Port: port, Proto: proto}, nil
 }
 
 func parseWait(s string) (time.Duration, error) {

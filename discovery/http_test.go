@@ -52,7 +52,7 @@ func TestHTTPResolve(t *testing.T) {
 			cat.Put(discoverytest.Running("db", "id1", "10.77.1.2", map[string]string{"a": "b"},
 				catalog.Port{HostPort: 8080, ContainerPort: 80}))
 		}()
-		code, text := get(h, "/shoal/v1/resolve?name=db&port=80&wait=30s")
+		code, text := get(h, "/shoal/v1/resolve?name=/db&port=80&wait=30s")
 		require.Equal(t, 200, code)
 		require.Equal(t, 20*time.Second, time.Since(start))
 		var es []map[string]any

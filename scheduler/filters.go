@@ -26,8 +26,7 @@ type pinned struct{}
 func (pinned) admit(r *Request, n *NodeInfo) bool { return against(r, n) == nil }
 
 func (pinned) why(r *Request, n *NodeInfo) string {
-	p := against(r, n)
-	return fmt.Sprintf("the container is tied to node %s (%s)", p.NodeID, p.Why)
+	return "the container is tied to another node: " + against(r, n).Why
 }
 
 func (pinned) passing(*Request, *NodeInfo) bool { return false }

@@ -111,8 +111,8 @@ func TestPlaceRefuses(t *testing.T) {
 			class: errdefs.ErrInvalidArgument,
 		},
 		"pinned to a node that is away": {
-			view: View{Nodes: v.Nodes[1:]}, request: Request{Pins: []Pin{{NodeID: "id-node3", Why: "volume data is there"}}},
-			want:  "no node fits: node2: the container is tied to node id-node3 (volume data is there); node3: can't be reached",
+			view: View{Nodes: v.Nodes[1:]}, request: Request{Pins: []Pin{{NodeID: "id-node3", Why: "volume data is on node3"}}},
+			want:  "no node fits: node2: the container is tied to another node: volume data is on node3; node3: can't be reached",
 			class: errdefs.ErrUnavailable,
 		},
 		"platform, cores, affinity": {

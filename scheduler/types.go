@@ -50,7 +50,7 @@ type Request struct {
 // Pin ties a container to one node.
 type Pin struct {
 	NodeID string
-	Why    string // completes "is pinned to node2: …", for example "volume data is there"
+	Why    string // names the node and the reason: "volume data is on node3"
 }
 
 // Decision is a node and what spoke for it.

@@ -39,12 +39,18 @@ type target struct {
 type builder struct {
 	*index
 	domain string // with the final dot
-	view   catalog.View
+	nodes  map[string]*catalog.Node
 }
 
 func build(v catalog.View, domain string) *index {
-	cs := v.Containers()
-	b := builder{&index{version: v.Index(), names: make(map[string]*entry, 8*len(cs))}, domain, v}
+	cs, nodes := v.Containers(), v.Nodes()
+	b := builder{
+		&index{version: v.Index(), names: make(map[string]*entry, 8*len(cs))},
+		domain, make(map[string]*catalog.Node, len(nodes)),
+	}
+	for i := range nodes {
+		b.nodes[nodes[i].ID] = &nodes[i]
+	}
 	for _, name := range []string{"", "node", "tag"} {
 		b.entry(name, "") // these exist, so that what is below them may
 	}
@@ -53,18 +59,18 @@ func build(v catalog.View, domain string) *index {
 			b.container(&cs[i])
 		}
 	}
-	for _, n := range v.Nodes() {
-		b.node(&n)
+	for i := range nodes {
+		b.node(&nodes[i])
 	}
 	return b.index
 }
 
 func (b *builder) container(c *catalog.Container) {
-	n, _ := b.view.Node(c.NodeID)
 	var targets []target
-	ready := discovery.Ready(c)
+	n, known := b.nodes[c.NodeID]
+	ready := known && discovery.Ready(c)
 	if ready {
-		targets = b.targets(c, &n)
+		targets = b.targets(c, n)
 	}
 	for name := range names(c) {
 		e := b.entry(name, "")
