@@ -16,13 +16,13 @@ import (
 // idHeader carries CreateOptions.ID.
 const idHeader = "X-Shoal-Container-Id"
 
-// segment is a reference made a part of a path. Escaping is the URL's work; what
-// can't be a part of a path can't be a reference either.
+// segment is a reference made a part of a path, where only images' have slashes.
+// Escaping is the URL's work.
 func segment(kind, ref string) (string, error) {
 	if ref == "" || ref == "." || ref == ".." {
 		return "", api.InvalidArgument("invalid name or ID supplied: %q", ref)
 	}
-	if strings.ContainsAny(ref, "\x00?#") {
+	if kind != "image" && strings.Contains(ref, "/") {
 		return "", api.NotFound("No such %s: %s", kind, ref)
 	}
 	return ref, nil

@@ -32,8 +32,14 @@ func NameTaken(name, id string) error {
 // NoSuchContainer is Docker's error for a reference that names no container.
 func NoSuchContainer(ref string) error { return api.NotFound("No such container: %s", ref) }
 
-// NoSuchImage is Docker's error for a reference that names no image.
-func NoSuchImage(ref string) error { return api.NotFound("No such image: %s", ref) }
+// NoSuchImage is Docker's error for a reference that names no image; it says the
+// tag even where the reference left it out.
+func NoSuchImage(ref string) error {
+	if named, err := reference.ParseNormalizedNamed(ref); err == nil {
+		ref = reference.FamiliarString(reference.TagNameOnly(named))
+	}
+	return api.NotFound("No such image: %s", ref)
+}
 
 // Resolve finds the ID that ref means among pairs of an ID and a name (with or
 // without slash; a container of several names comes several times): a full ID

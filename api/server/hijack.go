@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -35,10 +36,16 @@ func (c *call) hijack(s api.Session, stdin bool) error {
 		_ = s.Close()
 	})
 	defer stop()
+	// Beyond what is buffered, net/http's reader must not be used: it takes the
+	// end of stdin for the end of the request and cancels its context.
+	early, err := buffered.Peek(buffered.Reader.Buffered())
+	if err != nil {
+		return fmt.Errorf("read what came with the request: %w", err)
+	}
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		pumpIn(s, buffered.Reader, stdin)
+		pumpIn(s, io.MultiReader(bytes.NewReader(early), conn), stdin)
 	}()
 	if _, err := io.Copy(conn, s); err != nil && c.r.Context().Err() == nil {
 		c.log.Debug("stream ended early", "error", err)
