@@ -5,7 +5,7 @@ GO         ?= go
 TAGS       ?= seccomp
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS    := -s -w -X main.version=$(VERSION)
-SUPERVISOR := node/supervisor/embedded/shoal-supervisor
+SUPERVISOR := node/supervisor/embedded/bin/shoal-supervisor
 BIN        := bin/shoal
 SUDO       := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 RACE       ?= -race

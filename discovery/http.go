@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,8 +24,9 @@ const maxWait = time.Hour
 //	    wait; 404 with the reason if there is none in time.
 //	GET /shoal/v1/watch?name=…&tag=…&port=…
 //	    streams changes as JSON lines: a snapshot, then whatever differs.
-//	GET /shoal/v1/catalog
-//	    answers everything the cluster knows.
+//	GET /shoal/v1/catalog?after=INDEX&wait=30s
+//	    answers everything the cluster knows; with wait, once there is something
+//	    newer than the index, or when the time is over.
 //
 // tag may come more than once and all must hold. Errors are {"message":"…"} with
 // the status of their class.
@@ -134,7 +136,22 @@ type snapshot struct {
 	Images     []catalog.Image     `json:"images"`
 }
 
-func (h *handler) catalog(w http.ResponseWriter, _ *http.Request) error {
+func (h *handler) catalog(w http.ResponseWriter, r *http.Request) error {
+	wait, err := parseWait(r.URL.Query().Get("wait"))
+	if err != nil {
+		return err
+	}
+	if wait > 0 {
+		after, err := strconv.ParseUint(r.URL.Query().Get("after"), 10, 64)
+		if err != nil {
+			return api.InvalidArgument("invalid after %q: want the index of a catalog seen before", r.URL.Query().Get("after"))
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), wait)
+		defer cancel()
+		if err := h.reader.Wait(ctx, after); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
 	v := h.reader.View()
 	return writeJSON(w, http.StatusOK, snapshot{v.Index(), v.Nodes(), v.Containers(), v.Images()})
 }

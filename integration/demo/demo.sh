@@ -104,8 +104,8 @@ SHOAL_HOST=unix://$LAB/node3/shoal.sock "$SHOAL" resolve --tag lb.host=shop.exam
 say "HAProxy's configuration comes from the tags, checked and reloaded only when it changes"
 CFG=$TMP/haproxy.cfg
 RELOAD="$SHOAL lab exec --dir $LAB 1 -- haproxy -D -f $CFG -p $TMP/haproxy.pid -sf \$(cat $TMP/haproxy.pid 2>/dev/null)"
-show "shoal lb --out haproxy.cfg --check 'haproxy -c -f {}' --reload 'haproxy -D -f haproxy.cfg -sf …'"
-SHOAL_HOST=unix://$LAB/node1/shoal.sock "$SHOAL" lb --out "$CFG" --listen 127.0.0.1:8000 --check "haproxy -c -q -f {}" --reload "$RELOAD" >"$TMP/lb.log" 2>&1 &
+show "shoal lb --out haproxy.cfg --check 'haproxy -c -f \"\$FILE\"' --reload 'haproxy -D -f haproxy.cfg -sf …'"
+SHOAL_HOST=unix://$LAB/node1/shoal.sock "$SHOAL" lb --out "$CFG" --listen 127.0.0.1:8000 --check "haproxy -c -q -f \"\$FILE\"" --reload "$RELOAD" >"$TMP/lb.log" 2>&1 &
 LB_PID=$!
 until_ok 15 "the load balancer answers" in_node 1 curl -fsS -m 2 -H 'Host: shop.example' http://127.0.0.1:8000/
 grep -A4 '^backend' "$CFG" | head -12

@@ -68,3 +68,33 @@ func setns(path string) error {
 	}
 	return nil
 }
+
+// Namespace is a network namespace beside a lab, for peers to be measured in.
+type Namespace struct{ path string }
+
+// NewNamespace makes a namespace, pinned at path, whose loopback is up.
+func NewNamespace(path string) (*Namespace, error) {
+	if err := pinNamespace(path); err != nil {
+		return nil, err
+	}
+	h, ns, err := inside(path)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err == nil {
+		err = h.LinkSetUp(lo)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bring lo up: %w", err)
+	}
+	return &Namespace{path}, nil
+}
+
+// Start starts a command in the namespace.
+func (n *Namespace) Start(cmd *exec.Cmd) error { return startIn(n.path, cmd) }
+
+// Close lets the namespace go.
+func (n *Namespace) Close() error { return unpinNamespace(n.path) }

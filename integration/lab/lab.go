@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-engine/shoal/cmd/shoal/control"
 )
 
 // DefaultDir is where a lab lives unless told otherwise.
@@ -316,3 +318,6 @@ func poll(ctx context.Context, every time.Duration, ok func() bool) error {
 
 // Data is where node n keeps its images, containers and catalog.
 func (l *Lab) Data(n int) string { return l.dataDir(n) }
+
+// Control asks node n's agent.
+func (l *Lab) Control(n int) *control.Client { return control.New(l.Socket(n)) }

@@ -51,3 +51,12 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestDocumentedDefaults(t *testing.T) {
+	raw, err := os.ReadFile("../../../docs/agent.toml")
+	require.NoError(t, err)
+	c, err := Parse(string(raw))
+	require.NoError(t, err)
+	c.Tags = nil // an empty section and none are the same
+	require.Equal(t, Default(), c)
+}

@@ -1,0 +1,150 @@
+// Package agent is the long-running process of a node: it makes the parts, connects them and runs them.
+package agent
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-engine/shoal/api/server"
+	"github.com/shoal-engine/shoal/cluster/catalog"
+	"github.com/shoal-engine/shoal/cluster/identity"
+	"github.com/shoal-engine/shoal/cmd/shoal/config"
+	"github.com/shoal-engine/shoal/node"
+	"github.com/shoal-engine/shoal/node/image"
+	"github.com/shoal-engine/shoal/node/network"
+	"github.com/shoal-engine/shoal/node/supervisor"
+	"github.com/shoal-engine/shoal/transfer"
+	"github.com/shoal-engine/shoal/transfer/p2p"
+)
+
+// Agent is one node. New makes it, Run runs it; it runs once.
+type Agent struct {
+	cfg     config.Config
+	log     *slog.Logger
+	version string
+
+	key     ed25519.PrivateKey
+	id      string // the peer ID that the key proves
+	images  *image.Store
+	network *network.Network
+	node    *node.Node
+	front   *front
+	peers   *peerSource // where images come from, once there is a cluster
+	gateway chan netip.Addr
+	ask     chan request // from the command line: init, join, leave
+}
+
+// New makes an agent that has touched nothing yet.
+func New(c config.Config, log *slog.Logger, version string) *Agent {
+	return &Agent{cfg: c, log: log, version: version, peers: &peerSource{}, gateway: make(chan netip.Addr, 1), ask: make(chan request)}
+}
+
+// Run runs the node until ctx ends or a part fails. Containers go on afterwards.
+//
+// The parts start in the order in which they need each other, and a socket opens
+// only when what it serves is there.
+func (a *Agent) Run(ctx context.Context) error {
+	held, err := lock(a.cfg.Data)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	if err := makeDirs(a.cfg); err != nil {
+		return err
+	}
+	if err := a.build(ctx); err != nil {
+		return err
+	}
+	defer a.images.Close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.images.Run(ctx) })
+	g.Go(func() error { return a.network.Run(ctx) })
+	g.Go(func() error { return a.node.Run(ctx) })
+	g.Go(func() error { return a.serveNames(ctx) })
+	g.Go(func() error { return a.serve(ctx, a.cfg.NodeSocket(), a.nodeHandler(nil)) })
+	g.Go(func() error { return a.clusters(ctx, g) })
+	if err := g.Wait(); err != nil && ctx.Err() == nil {
+		return err
+	} else if err != nil && context.Cause(ctx) == err {
+		return err
+	}
+	return nil
+}
+
+// build makes the parts of the node itself.
+func (a *Agent) build(ctx context.Context) (err error) {
+	data := func(name string) string { return filepath.Join(a.cfg.Data, name) }
+	if a.key, err = identity.LoadKey(data("node.key")); err != nil {
+		return fmt.Errorf("the node's identity: %w", err)
+	}
+	a.id = p2p.PeerID(a.key.Public().(ed25519.PublicKey))
+	a.images, err = image.Open(image.Config{
+		Root: data("images"), Fetchers: []transfer.Fetcher{a.peers}, Resolve: a.resolveImage, Logger: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.buildNetwork(data("network")); err != nil {
+		return fmt.Errorf("the containers' network: %w", err)
+	}
+	runtime, err := supervisor.Connect(ctx, supervisor.Config{Dir: data("supervisor"), RunDir: a.cfg.Run, Logger: a.log})
+	if err != nil {
+		return err
+	}
+	a.node, err = node.New(node.Config{
+		Root: data("node"), ID: a.id, Name: a.cfg.Name, Images: a.images, Network: a.network, Runtime: runtime,
+		Logger: a.log, Version: a.version, Labels: labels(a.cfg.Tags),
+	})
+	if err != nil {
+		return fmt.Errorf("the node: %w", err)
+	}
+	a.front = newFront(a.nodeHandler(a.beforeCluster()), catalog.NewState())
+	return nil
+}
+
+func (a *Agent) buildNetwork(root string) error {
+	pool, err := netip.ParsePrefix(a.cfg.Network.Pool)
+	if err != nil {
+		return err
+	}
+	host, err := netip.ParseAddr(a.cfg.Advertise)
+	if err != nil {
+		return err
+	}
+	// The first slice, until a cluster leases this node one.
+	slice := netip.PrefixFrom(pool.Masked().Addr(), 24)
+	a.network, err = network.New(network.Config{
+		Root: root, RunDir: filepath.Join(a.cfg.Run, "netns"), Scope: Scope(a.cfg.Data), Subnet: slice, ClusterSubnet: pool,
+		MTU: a.cfg.Network.MTU, Host: host, VXLANPort: a.cfg.Ports.VXLAN, Logger: a.log,
+	})
+	return err
+}
+
+// nodeHandler serves this node alone; extra serves what is Shoal's own.
+func (a *Agent) nodeHandler(extra http.Handler) http.Handler {
+	return server.New(server.Config{Engine: a.node, Logger: a.log, Version: a.version, Extra: extra})
+}
+
+// serve opens a unix socket and serves it until ctx ends.
+func (a *Agent) serve(ctx context.Context, path string, h http.Handler) error {
+	l, err := listen(path, a.cfg.SocketGroup)
+	if err != nil {
+		return err
+	}
+	return server.Wrap(h, a.log).Run(ctx, l)
+}
+
+func labels(tags map[string]string) []string {
+	var out []string
+	for k, v := range tags {
+		out = append(out, k+"="+v)
+	}
+	return out
+}

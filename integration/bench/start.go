@@ -1,0 +1,209 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/shoal-engine/shoal/integration/lab"
+)
+
+// images makes the archives that both engines load.
+func (b *bench) images(root string) error {
+	for _, args := range [][]string{
+		{"-o", filepath.Join(b.tmp, "busybox.tar"), "-busybox"},
+		{"-o", filepath.Join(b.tmp, "big.tar"), "-ref", "big:1", "-cmd", "/web", "-pad", "128MiB", "/web=" + filepath.Join(root, "bin/webapp")},
+	} {
+		if out, err := exec.Command(filepath.Join(root, "bin/mkimage"), args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("make an image: %w: %s", err, out)
+		}
+	}
+	return nil
+}
+
+func (b *bench) cli(ctx context.Context, socket string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, b.docker, args...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+socket, "DOCKER_CONFIG="+b.tmp)
+	return cmd
+}
+
+func (b *bench) must(ctx context.Context, socket string, args ...string) error {
+	out, err := b.cli(ctx, socket, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("docker %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// start measures the life of short containers and the weight of idle ones.
+func (b *bench) start(ctx context.Context) (err error) {
+	l, err := lab.Up(ctx, "/run/shoal-bench", lab.Options{Nodes: 1, Binary: b.shoal, Out: os.Stderr})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
+	peer, err := b.startDockerd(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, peer.stop()) }()
+	sockets := []string{l.Socket(1), peer.socket}
+	for _, s := range sockets {
+		if err := b.must(ctx, s, "load", "-q", "-i", filepath.Join(b.tmp, "busybox.tar")); err != nil {
+			return err
+		}
+		if err := b.must(ctx, s, "run", "--rm", "busybox", "true"); err != nil {
+			return err
+		}
+	}
+	idle := []float64{memory(family(l.Pid(1), l.Data(1))), memory(family(peer.pid(), peer.dir))}
+	b.add(figure{"memory of the idle engine, all its processes", "MB PSS", idle[0], idle[1], "dockerd with its containerd"})
+
+	if err := b.pairs(ctx, sockets, "docker run --rm busybox true", b.runs, 1); err != nil {
+		return err
+	}
+	if err := b.pairs(ctx, sockets, "ten of them at once", max(5, b.runs/3), 10); err != nil {
+		return err
+	}
+	return b.idleContainers(ctx, sockets, [2]func() float64{
+		func() float64 { return memory(family(l.Pid(1), l.Data(1))) },
+		func() float64 { return memory(family(peer.pid(), peer.dir)) },
+	})
+}
+
+// pairs times n containers at once on both engines in turn.
+func (b *bench) pairs(ctx context.Context, sockets []string, name string, runs, n int) error {
+	took := make([][]float64, len(sockets))
+	for range runs {
+		for i, s := range sockets {
+			start := time.Now()
+			errs := make([]error, n)
+			var wg sync.WaitGroup
+			for k := range n {
+				wg.Go(func() { errs[k] = b.must(ctx, s, "run", "--rm", "busybox", "true") })
+			}
+			wg.Wait()
+			if err := errors.Join(errs...); err != nil {
+				return err
+			}
+			took[i] = append(took[i], float64(time.Since(start).Microseconds())/1000)
+		}
+	}
+	b.add(figure{name, "ms", median(took[0]), median(took[1]), fmt.Sprintf("median of %d pairs", runs)})
+	return nil
+}
+
+func (b *bench) idleContainers(ctx context.Context, sockets []string, weigh [2]func() float64) error {
+	const n = 20
+	var each [2]float64
+	for i, s := range sockets {
+		before := weigh[i]()
+		for k := range n {
+			if err := b.must(ctx, s, "run", "-d", "--name", "idle"+strconv.Itoa(k), "busybox", "sleep", "100000"); err != nil {
+				return err
+			}
+		}
+		each[i] = (weigh[i]() - before) / n
+		for k := range n {
+			if err := b.must(ctx, s, "rm", "-f", "idle"+strconv.Itoa(k)); err != nil {
+				return err
+			}
+		}
+	}
+	b.add(figure{"memory per idle container, engine's side", "MB PSS", each[0], each[1], fmt.Sprintf("%d containers; what runs in them left out", n)})
+	return nil
+}
+
+// peer is a dockerd of the benchmark's own.
+type peer struct {
+	dir, socket string
+	cmd         *exec.Cmd
+	ns          *lab.Namespace
+}
+
+func (p *peer) pid() int { return p.cmd.Process.Pid }
+
+func (b *bench) startDockerd(ctx context.Context) (*peer, error) {
+	p := &peer{dir: filepath.Join(b.tmp, "dockerd")}
+	p.socket = filepath.Join(p.dir, "docker.sock")
+	if err := os.MkdirAll(p.dir, 0o700); err != nil {
+		return nil, err
+	}
+	var err error
+	if p.ns, err = lab.NewNamespace(filepath.Join(p.dir, "netns")); err != nil {
+		return nil, err
+	}
+	log, err := os.Create(filepath.Join(p.dir, "log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	p.cmd = exec.Command(b.dockerd, "--data-root", filepath.Join(p.dir, "data"), "--exec-root", filepath.Join(p.dir, "exec"),
+		"-p", filepath.Join(p.dir, "pid"), "-H", "unix://"+p.socket)
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := p.ns.Start(p.cmd); err != nil {
+		return nil, fmt.Errorf("start dockerd (Debian's docker.io has it): %w", err)
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); <-tick.C {
+		if b.cli(ctx, p.socket, "info").Run() == nil {
+			return p, nil
+		}
+	}
+	raw, _ := os.ReadFile(filepath.Join(p.dir, "log"))
+	return nil, errors.Join(fmt.Errorf("dockerd does not answer: %s", raw[max(0, len(raw)-2000):]), p.stop())
+}
+
+func (p *peer) stop() error {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	_ = p.cmd.Wait()
+	return p.ns.Close()
+}
+
+// family is a process with its descendants, and every other process whose command
+// line names the data directory: supervisors and shims are nobody's children. What
+// runs inside containers is left out.
+func family(pid int, data string) []int {
+	dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	var out []int
+	for _, f := range dirs {
+		raw, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		p, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err == nil && (p == pid || bytes.Contains(raw, []byte(data))) && p != os.Getpid() {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// memory is the proportional set size of processes, in MB.
+func memory(pids []int) float64 {
+	total := 0.0
+	for _, p := range pids {
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(raw)) {
+			if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+				kb, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+				total += kb / 1024
+			}
+		}
+	}
+	return total
+}
