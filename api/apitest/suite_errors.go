@@ -124,8 +124,7 @@ func testNameTaken(s *suite) {
 
 // testCancelled checks that the end of a context ends what was made with it.
 func testCancelled(s *suite) {
-	id := s.create(interactive(s.options("cat")))
-	s.start(id)
+	id := s.running()
 	ctx, cancel := context.WithCancel(s.ctx)
 	wait, err := s.Engine.WaitContainer(ctx, id, container.WaitConditionNotRunning)
 	require.NoError(s, err)
@@ -135,7 +134,7 @@ func testCancelled(s *suite) {
 	logs, err := s.Engine.ContainerLogs(ctx, id, o)
 	require.NoError(s, err)
 	defer logs.Close()
-	session, err := s.Engine.AttachContainer(ctx, id, api.AttachOptions{Stdin: true, Stdout: true, Stream: true})
+	session, err := s.Engine.AttachContainer(ctx, id, api.AttachOptions{Stdout: true, Stream: true})
 	require.NoError(s, err)
 	defer session.Close()
 	events, err := s.Engine.Events(ctx, api.EventsOptions{Since: time.Now().Add(limit), Filters: api.Filters{"label": {s.label}}})
