@@ -1,0 +1,2 @@
+// Package libcontainer runs containers through runc's library, as children of this process.
+package libcontainer

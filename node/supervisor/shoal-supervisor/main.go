@@ -1,0 +1,19 @@
+// Command shoal-supervisor is the supervisor alone, without the rest of shoal: it
+// starts faster, and every container's first process is a copy of it. It is
+// embedded in the large executable and not meant to be started by hand.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/shoal-engine/shoal/node/supervisor/daemon"
+)
+
+func main() {
+	if len(os.Args) < 2 || os.Args[1] != "supervisor" {
+		fmt.Fprintln(os.Stderr, "shoal-supervisor is started by shoal")
+		os.Exit(2)
+	}
+	os.Exit(daemon.Main(os.Args[2:]))
+}
