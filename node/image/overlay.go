@@ -110,9 +110,12 @@ func mountOld(d overlayDirs) error {
 
 // probeOverlay tries whether overlay mounts work below the root, marks included.
 func (s *Store) probeOverlay() bool {
-	dir, err := os.MkdirTemp(s.path("staging"), "probe-")
-	if err == nil {
-		err = errors.Join(tryOverlay(dir), os.RemoveAll(dir))
+	err := errors.New("Config.Copy is set")
+	if !s.cfg.Copy {
+		var dir string
+		if dir, err = os.MkdirTemp(s.path("staging"), "probe-"); err == nil {
+			err = errors.Join(tryOverlay(dir), os.RemoveAll(dir))
+		}
 	}
 	if err != nil {
 		s.log.Warn("overlayfs can't be used here: every container gets a copy of its image, which is slow and takes its size in disk space", "root", s.cfg.Root, "reason", err)

@@ -3,6 +3,7 @@ package image
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -63,7 +64,10 @@ func (s *Store) adopt(sp spooled) error {
 		return nil
 	}
 	if s.has(sp.digest) {
-		return os.Remove(sp.path)
+		if err := os.Remove(sp.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return blobError(sp.digest, err)
+		}
+		return nil
 	}
 	f, err := os.Open(sp.path)
 	if err != nil {

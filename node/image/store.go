@@ -32,6 +32,9 @@ type Config struct {
 	Logger   *slog.Logger // nil discards
 	// Workers is how many layers are unpacked at once; 0 is one a processor.
 	Workers int
+	// Copy makes every container's root file system a copy, as where there is no
+	// overlayfs.
+	Copy bool
 	// Keep is how long what no image refers to is kept for a transfer to go on
 	// with; 0 is a day.
 	Keep time.Duration
