@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"net"
 	"slices"
 
@@ -123,6 +124,11 @@ func (n *Network) publish(r Request, rec *record) error {
 	}
 	rec.setPublishes(ports)
 	err = n.enter(*rec)
+	if err == nil && n.stray(*rec) { // the subnet changed meanwhile
+		n.kernel.Lock()
+		err = errors.Join(n.syncDevices(), n.syncTable())
+		n.kernel.Unlock()
+	}
 	if err == nil && len(ports) > 0 {
 		err = n.resync(ports)
 	}
@@ -194,12 +200,7 @@ func (n *Network) disconnect(id string) error {
 	if !ok {
 		return nil
 	}
-	if rec.Mode == modeBridge {
-		if err := deleteLink(n.nl, rec.Link); err != nil {
-			return api.Internal("disconnect container %s: %w", id, err)
-		}
-	}
-	if err := unpin(n.netnsPath(rec.Netns)); err != nil {
+	if err := n.dissolve(rec.Netns, rec.Link); err != nil {
 		return api.Internal("disconnect container %s: %w", id, err)
 	}
 	if err := n.withdraw(id); err != nil {
@@ -209,12 +210,11 @@ func (n *Network) disconnect(id string) error {
 		return nil
 	}
 	n.mu.Lock()
-	stray := !n.subnet.Contains(rec.Address.Addr())
 	if n.ipam != nil {
 		n.ipam.release(rec.Address.Addr())
 	}
 	n.mu.Unlock()
-	if stray {
+	if n.stray(rec) {
 		n.kernel.Lock()
 		defer n.kernel.Unlock()
 		if n.Degraded() == nil {
@@ -222,6 +222,13 @@ func (n *Network) disconnect(id string) error {
 		}
 	}
 	return nil
+}
+
+// stray reports whether an endpoint's address is of a subnet of before.
+func (n *Network) stray(rec record) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return rec.Mode == modeBridge && !n.subnet.Contains(rec.Address.Addr())
 }
 
 // Endpoint implements node.Networker.

@@ -112,6 +112,20 @@ func (t *table) replace(d desired) error {
 	return c.Flush()
 }
 
+// there reports whether the kernel has the table.
+func (t *table) there() (found bool, err error) {
+	err = t.host.do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+		found = slices.ContainsFunc(tables, func(kt *nftables.Table) bool { return kt.Name == t.name })
+		return err
+	})
+	return found, err
+}
+
 // remove deletes the table.
 func (t *table) remove() error {
 	t.applied = nil

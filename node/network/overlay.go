@@ -31,6 +31,7 @@ func (n *Network) SetRoutes(ctx context.Context, routes []Route) error {
 	err := checkRoutes(n.subnet, routes)
 	if err == nil {
 		n.overlay.Routes = slices.Clone(routes)
+		n.overlay.On = n.overlay.On || len(routes) > 0
 		err = n.store.saveOverlay(n.overlay)
 	}
 	n.mu.Unlock()
@@ -55,6 +56,14 @@ func (n *Network) await(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// dropOverlapping forgets routes that can't be followed together with this node's subnet.
+// Caller holds mu or is alone.
+func (n *Network) dropOverlapping() {
+	n.overlay.Routes = slices.DeleteFunc(n.overlay.Routes, func(r Route) bool {
+		return checkRoutes(n.subnet, []Route{r}) != nil
+	})
 }
 
 func checkRoutes(own netip.Prefix, routes []Route) error {

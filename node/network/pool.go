@@ -5,10 +5,13 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/shoal-engine/shoal/api"
@@ -32,16 +35,26 @@ func (n *Network) take() (prepared, error) {
 		defer n.mu.Unlock()
 		return prepared{}, n.degraded
 	}
-	if len(n.pool) > 0 {
-		p := n.pool[0]
-		n.pool = append([]prepared(nil), n.pool[1:]...)
-		n.mu.Unlock()
-		n.wantRefill()
-		return p, nil
+	var p prepared
+	found := len(n.pool) > 0
+	if found {
+		p, n.pool = n.pool[0], slices.Clone(n.pool[1:])
+		found = n.current(p)
 	}
 	n.mu.Unlock()
 	n.wantRefill()
+	if found {
+		return p, nil
+	}
+	if p.netns != "" {
+		n.warn("a namespace kept ready stays", n.discard(p))
+	}
 	return n.prepare(netip.Addr{}, nil)
+}
+
+// current reports whether the network is still what a namespace was made for. Caller holds mu.
+func (n *Network) current(p prepared) bool {
+	return p.bridge == n.bridge && p.mtu == n.mtu && p.gateway == gatewayOf(n.subnet) && n.degraded == nil
 }
 
 func (n *Network) wantRefill() {
@@ -118,31 +131,42 @@ func (n *Network) makeNetns(name string, w *wire) error {
 
 // discard undoes prepare.
 func (n *Network) discard(p prepared) error {
-	err := errors.Join(deleteLink(n.nl, p.link), unpin(n.netnsPath(p.netns)))
+	err := n.dissolve(p.netns, p.link)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.ipam.release(p.address.Addr())
 	return err
 }
 
-// fillPool keeps the pool full until ctx ends.
+// dissolve lets go of a namespace. The kernel ends it, with its link, as soon as no process
+// is in it, a few milliseconds later and many at once; to delete the link here would cost
+// some 20 ms each. Until then the link is down, so that nothing is heard of the container.
+// link is "" for a namespace without one.
+func (n *Network) dissolve(netns, link string) error {
+	var err error
+	if link != "" {
+		var l netlink.Link
+		if l, err = n.nl.LinkByName(link); err == nil {
+			err = n.nl.LinkSetDown(l)
+		}
+		if notFound(err) {
+			err = nil
+		} else if err != nil {
+			err = fmt.Errorf("set %s down: %w", link, err)
+		}
+	}
+	return errors.Join(err, unpin(n.netnsPath(netns)))
+}
+
+// fillPool makes namespaces until the pool is full.
 func (n *Network) fillPool(ctx context.Context) {
-	defer n.dropPool()
-	n.wantRefill()
-	for {
-		select {
-		case <-ctx.Done():
+	for ctx.Err() == nil && n.poolWants() {
+		p, err := n.prepare(netip.Addr{}, nil)
+		if err != nil {
+			n.log.Warn("no network namespace is kept ready", "err", err)
 			return
-		case <-n.refill:
 		}
-		for ctx.Err() == nil && n.poolWants() {
-			p, err := n.prepare(netip.Addr{}, nil)
-			if err != nil {
-				n.log.Warn("no network namespace is kept ready", "err", err)
-				break
-			}
-			n.keep(p)
-		}
+		n.keep(p)
 	}
 }
 
@@ -155,7 +179,7 @@ func (n *Network) poolWants() bool {
 // keep puts a namespace into the pool, or discards it if the network has changed since.
 func (n *Network) keep(p prepared) {
 	n.mu.Lock()
-	current := p.bridge == n.bridge && p.mtu == n.mtu && p.gateway == gatewayOf(n.subnet) && n.degraded == nil
+	current := n.current(p)
 	if current {
 		n.pool = append(n.pool, p)
 	}

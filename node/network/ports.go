@@ -1,10 +1,14 @@
 package network
 
 import (
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 
 	mobynet "github.com/moby/moby/api/types/network"
 	"golang.org/x/sys/unix"
@@ -26,8 +30,11 @@ const forwardOwner = ""
 // concurrent use.
 type claims struct {
 	host host
-	held map[portKey]claim
-	next uint16 // where the search for a free port starts
+	// resolver is the gateway's address: what listens there on port 53 serves containers
+	// and is in nobody's way, see frame.publishedPorts.
+	resolver netip.Addr
+	held     map[portKey]claim
+	next     uint16 // where the search for a free port starts
 }
 
 type claim struct {
@@ -127,13 +134,12 @@ func (c *claims) hold(owner string, k portKey) error {
 	var socket *os.File
 	err := c.host.do(func() (err error) {
 		socket, err = bind(k)
+		if errors.Is(err, unix.EADDRINUSE) && !k.addr.IsValid() && k.port == 53 && c.onlyResolver(k.proto) {
+			return nil // nothing can hold the port then
+		}
 		return err
 	})
 	if err != nil {
-		var errno unix.Errno
-		if errors.As(err, &errno) && errno == unix.EADDRINUSE {
-			return api.Internal("failed to bind host port for %s: address already in use%w", k, silent{errno})
-		}
 		return api.Internal("failed to bind host port for %s: %w", k, err)
 	}
 	c.held[k] = claim{owner: owner, socket: socket}
@@ -211,11 +217,47 @@ func bind(k portKey) (*os.File, error) {
 	return f, nil
 }
 
-// silent is an error that is found by errors.Is but says nothing.
-type silent struct{ error }
+// onlyResolver reports whether all sockets on port 53 listen on the resolver's address. It
+// is called on a thread in the host's namespace.
+func (c *claims) onlyResolver(proto mobynet.IPProtocol) bool {
+	for _, suffix := range []string{"", "6"} {
+		b, err := os.ReadFile("/proc/thread-self/net/" + string(proto) + suffix)
+		if err != nil {
+			continue // a kernel without IPv6
+		}
+		for _, local := range boundTo(string(b), 53) {
+			if local != c.resolver {
+				return false
+			}
+		}
+	}
+	return true
+}
 
-func (silent) Error() string   { return "" }
-func (s silent) Unwrap() error { return s.error }
+// boundTo reads a table of sockets in /proc/net: the local addresses of those that wait on
+// a port. IPv6 addresses come out as the unspecified one: none is the resolver's.
+func boundTo(table string, port uint16) []netip.Addr {
+	const listening, unconnected = "0A", "07" // TCP's states; UDP's sockets are in the latter
+	var addrs []netip.Addr
+	for line := range strings.Lines(table) {
+		f := strings.Fields(line)
+		if len(f) < 4 || f[3] != listening && f[3] != unconnected {
+			continue
+		}
+		a, p, ok := strings.Cut(f[1], ":")
+		if n, err := strconv.ParseUint(p, 16, 16); !ok || err != nil || uint16(n) != port {
+			continue
+		}
+		b, err := hex.DecodeString(a)
+		if err != nil || len(b) != 4 {
+			addrs = append(addrs, netip.IPv6Unspecified())
+			continue
+		}
+		// The kernel prints the four bytes as one number of its own byte order.
+		addrs = append(addrs, fromUint(binary.NativeEndian.Uint32(b)))
+	}
+	return addrs
+}
 
 // target is where a publish leads.
 func target(a netip.Prefix, p Publish) netip.AddrPort {

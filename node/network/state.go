@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	mobynet "github.com/moby/moby/api/types/network"
@@ -185,6 +186,7 @@ func (s store) loadCursor(p *ipam) {
 
 // overlayState is overlay.json.
 type overlayState struct {
+	On       bool // there were routes once: what is smaller and guarded since stays so
 	Routes   []Route
 	Forwards []Forward
 }
@@ -199,6 +201,7 @@ func (s store) loadOverlay() overlayState {
 	if err != nil || json.Unmarshal(b, &o) != nil {
 		return overlayState{} // the cluster's view comes again soon
 	}
+	o.Forwards = slices.DeleteFunc(o.Forwards, func(f Forward) bool { return checkForward(&f) != nil })
 	return o
 }
 

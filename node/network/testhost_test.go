@@ -212,3 +212,47 @@ func tcp(hostPort, containerPort uint16) Publish {
 	return Publish{HostPort: hostPort, ContainerPort: containerPort, Proto: "tcp"}
 }
 
+// echo sends back what it gets on a TCP port of a namespace.
+func echo(t testing.TB, netns, addr string) net.Listener {
+	t.Helper()
+	var l net.Listener
+	require.NoError(t, inPinned(netns, func() (err error) {
+		l, err = net.Listen("tcp4", addr)
+		return err
+	}))
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				io.Copy(c, c)
+			}()
+		}
+	}()
+	return l
+}
+
+func dial(t testing.TB, netns, addr string) net.Conn {
+	t.Helper()
+	var c net.Conn
+	require.NoError(t, inPinned(netns, func() (err error) {
+		c, err = net.DialTimeout("tcp4", addr, 5*time.Second)
+		return err
+	}))
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func requireEcho(t testing.TB, c net.Conn, text string) {
+	t.Helper()
+	require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+	_, err := io.WriteString(c, text)
+	require.NoError(t, err)
+	b := make([]byte, len(text))
+	_, err = io.ReadFull(c, b)
+	require.NoError(t, err)
+	require.Equal(t, text, string(b))
+}
