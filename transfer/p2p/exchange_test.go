@@ -1,0 +1,80 @@
+package p2p_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"iter"
+	"net"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-engine/shoal/transfer"
+	"github.com/shoal-engine/shoal/transfer/p2p"
+	"github.com/shoal-engine/shoal/transfer/storetest"
+)
+
+type holder string
+
+func (h holder) Find(context.Context, digest.Digest) iter.Seq2[transfer.Peer, error] {
+	return func(yield func(transfer.Peer, error) bool) { yield(transfer.Peer{ID: string(h)}, nil) }
+}
+
+// TestBlobsOverHosts fetches a blob over real connections, to two nodes at once.
+func TestBlobsOverHosts(t *testing.T) {
+	hosts := make([]*p2p.Host, 3)
+	for i := range hosts {
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		require.NoError(t, err)
+		hosts[i], err = p2p.New(p2p.Config{Key: key, Listen: []string{"127.0.0.1:0"}, Allow: func(string, string) bool { return true }})
+		require.NoError(t, err)
+		defer hosts[i].Close()
+	}
+	for _, a := range hosts {
+		for _, b := range hosts {
+			if a != b {
+				a.SetPeer(b.ID(), b.Addrs())
+			}
+		}
+	}
+	b, d := storetest.Blob(t, 20<<20+123)
+	ctx, cancel := context.WithCancel(t.Context())
+	var serving, fetching sync.WaitGroup
+	defer serving.Wait()
+	defer cancel()
+	for i, h := range hosts {
+		store := storetest.Dir(t.TempDir())
+		if i == 0 {
+			storetest.Put(t, store, b)
+		}
+		peers := transfer.NewPeers(transfer.PeersConfig{
+			Self:    h.ID(),
+			Locator: holder(hosts[0].ID()),
+			Dial: func(ctx context.Context, id string) (net.Conn, error) {
+				return h.Dial(ctx, id, transfer.Protocol)
+			},
+		})
+		l, err := h.Listen(transfer.Protocol)
+		require.NoError(t, err)
+		serving.Go(func() {
+			if err := peers.Serve(ctx, l, store); err != nil {
+				t.Error(err)
+			}
+		})
+		if i > 0 {
+			fetching.Go(func() {
+				if err := peers.Fetch(ctx, store, d, nil); err != nil {
+					t.Error(err)
+					return
+				}
+				if got := storetest.Get(t, store, d.Digest); digest.FromBytes(got) != d.Digest {
+					t.Error("other bytes")
+				}
+			})
+		}
+	}
+	fetching.Wait()
+}

@@ -1,0 +1,157 @@
+package transfer
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+)
+
+// roundTrip reads back one encoded frame.
+func roundTrip(t *testing.T, encoded []byte) (byte, []byte) {
+	t.Helper()
+	kind, body, err := readFrame(bufio.NewReader(bytes.NewReader(encoded)))
+	require.NoError(t, err)
+	return kind, body
+}
+
+func TestFrames(t *testing.T) {
+	w := want{digest: digest.FromString("x"), size: 12345, fetching: true}
+	kind, body := roundTrip(t, w.encode())
+	require.Equal(t, byte(kindWant), kind)
+	got, err := decodeWant(body)
+	require.NoError(t, err)
+	require.Equal(t, w, got)
+
+	m := newBitmap(11)
+	m.set(0)
+	m.set(10)
+	kind, body = roundTrip(t, have{state: stateSome, pieces: m}.encode())
+	require.Equal(t, byte(kindHave), kind)
+	h, err := decodeHave(body, 11)
+	require.NoError(t, err)
+	require.Equal(t, have{state: stateSome, pieces: m}, h)
+	_, err = decodeHave(body, 20)
+	require.Error(t, err)
+	_, err = decodeHave(body, 10)
+	require.Error(t, err, "a piece beyond the blob")
+	_, err = decodeHave([]byte{9}, 11)
+	require.Error(t, err)
+
+	_, body = roundTrip(t, encodeMore([]uint32{3, 7}))
+	more, err := decodeMore(body, 8)
+	require.NoError(t, err)
+	require.Equal(t, []int{3, 7}, more)
+	_, err = decodeMore(body, 7)
+	require.Error(t, err)
+
+	ids := make([]string, maxPeers+5)
+	for i := range ids {
+		ids[i] = "peer"
+	}
+	_, body = roundTrip(t, encodePeers(ids))
+	peers, err := decodePeers(body)
+	require.NoError(t, err)
+	require.Equal(t, ids[:maxPeers], peers)
+
+	_, body = roundTrip(t, encodePiece(kindGet, 77))
+	p, err := decodePiece(body)
+	require.NoError(t, err)
+	require.Equal(t, uint32(77), p)
+}
+
+func TestFramesAreBounded(t *testing.T) {
+	_, _, err := readHeader(bytes.NewReader([]byte{kindData, 0xff, 0xff, 0xff, 0xff}))
+	require.Error(t, err)
+	_, _, err = readHeader(bytes.NewReader([]byte{99, 0, 0, 0, 0}))
+	require.Error(t, err)
+	_, _, err = readFrame(bufio.NewReader(bytes.NewReader([]byte{kindGet, 0, 0, 0, 4, 1})))
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	_, _, err = readFrame(bufio.NewReader(bytes.NewReader(nil)))
+	require.ErrorIs(t, err, io.EOF)
+}
+
+func TestPieces(t *testing.T) {
+	for _, size := range []int64{0, 1, minPiece, minPiece + 1, 33 << 20, 1 << 30, 3 << 30, maxPieces * maxPiece} {
+		n, err := countPieces(size)
+		require.NoError(t, err)
+		require.LessOrEqual(t, n, maxPieces)
+		var sum int64
+		for i := range n {
+			require.Equal(t, sum, pieceAt(size, i))
+			sum += int64(pieceLen(size, i))
+		}
+		require.Equal(t, size, sum)
+	}
+	for _, size := range []int64{-1, maxPieces*maxPiece + 1} {
+		_, err := countPieces(size)
+		require.Error(t, err)
+	}
+}
+
+// FuzzFrames feeds a stream of bytes to every decoder, as a peer could.
+func FuzzFrames(f *testing.F) {
+	f.Add(want{digest: digest.FromString("x"), size: 1 << 20}.encode())
+	f.Add(have{state: stateSome, pieces: newBitmap(8)}.encode())
+	f.Add(encodeMore([]uint32{1, 2}))
+	f.Add(encodePeers([]string{"a", "b"}))
+	f.Add(encodePiece(kindNone, noPiece))
+	f.Add(frame(kindNext, newBitmap(8)...))
+	data := make([]byte, headerSize+dataHeadSize+3)
+	putDataHead(data, dataHead{piece: 1, last: true}, 3)
+	f.Add(data)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		const pieces = 8
+		r := bufio.NewReader(bytes.NewReader(b))
+		for {
+			kind, size, err := readHeader(r)
+			if err != nil {
+				return
+			}
+			if kind == kindData {
+				head, n, err := readDataHead(r, size, pieces)
+				if err != nil {
+					return
+				}
+				require.Less(t, head.piece, uint32(pieces))
+				require.LessOrEqual(t, n, dataSize)
+				if _, err := r.Discard(n); err != nil {
+					return
+				}
+				continue
+			}
+			body := make([]byte, size)
+			if _, err := io.ReadFull(r, body); err != nil {
+				return
+			}
+			switch kind {
+			case kindWant:
+				if w, err := decodeWant(body); err == nil {
+					_, again := roundTrip(t, w.encode())
+					again[0] = body[0] // unknown flags are ignored
+					require.Equal(t, body, again)
+				}
+			case kindHave:
+				if h, err := decodeHave(body, pieces); err == nil && h.state == stateSome {
+					require.LessOrEqual(t, h.pieces.count(), pieces)
+				}
+			case kindMore:
+				if more, err := decodeMore(body, pieces); err == nil {
+					require.Len(t, more, len(body)/4)
+				}
+			case kindPeers:
+				if ids, err := decodePeers(body); err == nil {
+					_, again := roundTrip(t, encodePeers(ids))
+					require.Equal(t, body, again)
+				}
+			case kindNext:
+				decodeBitmap(body, pieces)
+			default:
+				decodePiece(body)
+			}
+		}
+	})
+}
