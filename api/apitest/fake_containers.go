@@ -58,6 +58,9 @@ func (f *Fake) CreateContainer(ctx context.Context, o api.CreateOptions) (contai
 	if o.HostConfig != nil {
 		c.host = *o.HostConfig
 	}
+	if c.host.LogConfig.Type == "" {
+		c.host.LogConfig.Type = "json-file"
+	}
 	if o.Networking != nil {
 		c.networking = *o.Networking
 	}

@@ -39,6 +39,7 @@ func testLife(s *suite) {
 	assert.Equal(s, []string{"-c", "echo hello"}, i.Args)
 	assert.Equal(s, "yes", i.Config.Labels[s.label])
 	assert.Contains(s, i.Image, "sha256:")
+	assert.Equal(s, "json-file", i.HostConfig.LogConfig.Type, "docker-py reads logs only if it says so")
 	created, err := time.Parse(time.RFC3339Nano, i.Created)
 	require.NoError(s, err)
 	assert.WithinDuration(s, time.Now(), created, limit)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/shoal-engine/shoal/api"
@@ -30,6 +31,9 @@ func (c *call) hijack(s api.Session, stdin bool) error {
 	c.w.hijacked = true
 	if _, err := io.WriteString(conn, c.upgradeHead(s.Multiplexed)); err != nil {
 		return nil //nolint:nilerr // the client is gone, nobody is left to tell
+	}
+	if strings.HasPrefix(c.r.UserAgent(), "docker-sdk-python/") {
+		settle(conn)
 	}
 	stop := context.AfterFunc(c.r.Context(), func() {
 		_ = conn.Close()
