@@ -15,9 +15,14 @@ import (
 // xattrPrefix is how tars carry extended attributes, in PAX records.
 const xattrPrefix = "SCHILY.xattr."
 
-// procPath is a path to base in an open directory, for calls that take no directory.
+// procPath is a path to base in an open directory, for calls that take no directory;
+// without base, to the open file itself.
 func procPath(fd int, base string) string {
-	return "/proc/self/fd/" + strconv.Itoa(fd) + "/" + base
+	path := "/proc/self/fd/" + strconv.Itoa(fd)
+	if base != "" {
+		path += "/" + base
+	}
+	return path
 }
 
 // times of an entry. Those the kernel can't say are cut to what it can.

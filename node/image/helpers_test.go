@@ -133,13 +133,15 @@ func untar(t testing.TB, b []byte) map[string][]byte {
 func layered(t require.TestingT, ref string, layers ...[]byte) []byte {
 	var names []string
 	var members []entry
+	seen := map[string]bool{}
 	cfg := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, RootFS: ocispec.RootFS{Type: "layers"}}
 	for _, l := range layers {
 		sum := sha256.Sum256(l)
 		name := hex.EncodeToString(sum[:]) + "/layer.tar"
-		if len(names) == 0 || names[len(names)-1] != name {
+		if !seen[name] {
 			members = append(members, file(name, string(l)))
 		}
+		seen[name] = true
 		names = append(names, name)
 		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, digest.FromBytes(l))
 	}

@@ -296,6 +296,11 @@ func (s *Store) commitLayer(dir string, ref layerRef, below []layerRef, out extr
 	if err := inheritDirs(filepath.Join(dir, "fs"), lower, out.implicit); err != nil {
 		return api.Internal("unpack layer %s: %w", ref.Diff, err)
 	}
+	if s.overlay {
+		if err := pruneWhiteouts(filepath.Join(dir, "fs"), lower, out.whiteouts); err != nil {
+			return api.Internal("unpack layer %s: %w", ref.Diff, err)
+		}
+	}
 	rec := layerRecord{
 		Chain: ref.Chain, Diff: ref.Diff, Size: out.bytes, Entries: out.entries,
 		Boot: s.boot, Overlay: s.overlay, OpaqueRoot: slices.Contains(out.opaques, "."),
