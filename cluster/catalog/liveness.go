@@ -113,6 +113,9 @@ type liveView struct {
 
 func (v *liveView) Index() uint64 { return v.index }
 
+// Reachable says whether a node could be reached when the view was made.
+func (v *liveView) Reachable(nodeID string) bool { return v.up[nodeID] }
+
 func (v *liveView) Containers() []Container {
 	return v.containers.get(func() []Container {
 		// The slice of the inner view belongs to it.
@@ -122,6 +125,14 @@ func (v *liveView) Containers() []Container {
 		}
 		return cs
 	})
+}
+
+// Refs are all cluster-wide image names, sorted.
+func (v *liveView) Refs() []Ref {
+	if l, ok := v.View.(interface{ Refs() []Ref }); ok {
+		return l.Refs()
+	}
+	return nil
 }
 
 func (v *liveView) Container(ref string) (Container, error) {

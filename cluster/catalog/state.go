@@ -95,6 +95,9 @@ func (s *State) Propose(_ context.Context, c Command) (Result, error) {
 	return out[0].result, out[0].err
 }
 
+// Sync has nothing to wait for: there is only this copy.
+func (s *State) Sync(context.Context) error { return nil }
+
 // outcome is what one command of a batch came to. Errors here are answers to the
 // proposer, the same on every replica; they leave the state as it was.
 type outcome struct {

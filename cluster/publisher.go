@@ -1,0 +1,376 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/events"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/cluster/catalog"
+)
+
+// Figures of the publisher.
+const (
+	// reconcileEvery is how often everything is compared even if no event came.
+	reconcileEvery = 30 * time.Second
+	// publishRetry is the pause after a report that failed.
+	publishRetry = 500 * time.Millisecond
+	// maxReport is how many containers or images go into one report, to keep log
+	// entries small.
+	maxReport = 128
+)
+
+// Reports is what a publisher needs of the catalog.
+type Reports interface {
+	catalog.Reader
+	Propose(ctx context.Context, c catalog.Command) (catalog.Result, error)
+	// Seq are the numbers of the last reports that were taken from a node.
+	Seq(nodeID string) (containers, images uint64)
+}
+
+// Publisher tells the catalog what a node runs and holds. The node never waits for
+// it: events only mark what has to be looked at, and looking and reporting happens
+// apart, as often as the catalog takes it.
+type Publisher struct {
+	node    string
+	local   api.Engine
+	store   Reports
+	log     *slog.Logger
+	signal  chan struct{} // has an element when something was marked
+	mu      sync.Mutex    // guards marked
+	marked  marks
+	said    map[string]string // by container ID, what was last reported; the loop's
+	images  map[string]string // by digest
+	fullRun bool              // the next report shall say everything
+}
+
+// marks are what has to be looked at.
+type marks struct {
+	containers map[string]bool
+	images     bool
+	all        bool
+}
+
+// NewPublisher makes a publisher for a node; Run runs it.
+func NewPublisher(nodeID string, local api.Engine, store Reports, log *slog.Logger) *Publisher {
+	return &Publisher{
+		node: nodeID, local: local, store: store, log: log, signal: make(chan struct{}, 1),
+		said: map[string]string{}, images: map[string]string{}, fullRun: true,
+		marked: marks{containers: map[string]bool{}},
+	}
+}
+
+// Run reports until ctx ends.
+func (p *Publisher) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.listen(ctx) })
+	g.Go(func() error { return p.report(ctx) })
+	return g.Wait()
+}
+
+// mark notes what to look at and wakes the reporter.
+func (p *Publisher) mark(f func(*marks)) {
+	p.mu.Lock()
+	f(&p.marked)
+	p.mu.Unlock()
+	select {
+	case p.signal <- struct{}{}:
+	default:
+	}
+}
+
+// take returns what is marked and unmarks it.
+func (p *Publisher) take() marks {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := p.marked
+	p.marked = marks{containers: map[string]bool{}}
+	return m
+}
+
+// listen turns the node's events into marks. After a break everything is marked,
+// since events may have been missed.
+func (p *Publisher) listen(ctx context.Context) error {
+	for ctx.Err() == nil {
+		s, err := p.local.Events(ctx, api.EventsOptions{})
+		if err == nil {
+			p.mark(func(m *marks) { m.all = true })
+			for msg, e := range api.All(s) {
+				if err = e; err != nil {
+					break
+				}
+				p.note(msg)
+			}
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		p.log.Warn("the node's events broke off", "error", err)
+		pause(ctx, publishRetry)
+	}
+	return nil
+}
+
+// pause waits unless ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// quiet are actions that change nothing a report says.
+var quiet = []events.Action{
+	events.ActionAttach, events.ActionDetach, events.ActionResize, events.ActionTop, events.ActionCopy,
+	events.ActionArchivePath, events.ActionExtractToDir, events.ActionExport, events.ActionCommit,
+}
+
+func (p *Publisher) note(m events.Message) {
+	switch m.Type {
+	case events.ContainerEventType:
+		if !slices.Contains(quiet, m.Action) && !strings.HasPrefix(string(m.Action), "exec_") {
+			p.mark(func(k *marks) { k.containers[m.Actor.ID] = true })
+		}
+	case events.NetworkEventType:
+		if id := m.Actor.Attributes["container"]; id != "" {
+			p.mark(func(k *marks) { k.containers[id] = true })
+		}
+	case events.ImageEventType:
+		p.mark(func(k *marks) { k.images = true })
+	}
+}
+
+// report looks at what is marked and tells the catalog, one report after the other.
+func (p *Publisher) report(ctx context.Context) error {
+	again := time.NewTicker(reconcileEvery)
+	defer again.Stop()
+	for {
+		select {
+		case <-p.signal:
+		case <-again.C:
+			p.mark(func(m *marks) { m.all = true })
+		case <-ctx.Done():
+			return nil
+		}
+		m := p.take()
+		err := p.publish(ctx, m)
+		if err == nil || ctx.Err() != nil {
+			continue
+		}
+		level := slog.LevelWarn
+		if errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) {
+			level = slog.LevelDebug // no leader for now, or not joined yet
+		}
+		p.log.Log(ctx, level, "report to the catalog failed; trying again", "error", err)
+		p.mark(func(k *marks) {
+			k.all, k.images = k.all || m.all, k.images || m.images
+			for id := range m.containers {
+				k.containers[id] = true
+			}
+		})
+		pause(ctx, publishRetry)
+	}
+}
+
+func (p *Publisher) publish(ctx context.Context, m marks) error {
+	if m.images || m.all {
+		// Images first: a container's image is known before the container is.
+		if err := p.publishImages(ctx); err != nil {
+			return err
+		}
+	}
+	if m.all {
+		return p.publishAll(ctx)
+	}
+	ids := make([]string, 0, len(m.containers))
+	for id := range m.containers {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	for part := range slices.Chunk(ids, maxReport) {
+		if err := p.publishSome(ctx, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// publishSome reports containers that something happened to.
+func (p *Publisher) publishSome(ctx context.Context, ids []string) error {
+	found, err := p.look(ctx, ids)
+	if err != nil {
+		return err
+	}
+	var changed []catalog.Container
+	var gone []string
+	for _, id := range ids {
+		c, ok := found[id]
+		if !ok {
+			gone = append(gone, id)
+		} else if p.said[id] != fingerprint(c) {
+			changed = append(changed, c)
+		}
+	}
+	return p.send(ctx, changed, gone, false)
+}
+
+// publishAll compares everything. It says all of it at first, and again whenever the
+// catalog lists other containers for this node than it has.
+func (p *Publisher) publishAll(ctx context.Context) error {
+	found, err := p.look(ctx, nil)
+	if err != nil {
+		return err
+	}
+	full := p.fullRun || p.differs(found)
+	var changed []catalog.Container
+	for _, c := range found {
+		if full || p.said[c.ID] != fingerprint(c) {
+			changed = append(changed, c)
+		}
+	}
+	slices.SortFunc(changed, func(a, b catalog.Container) int {
+		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
+	})
+	if full {
+		err := p.send(ctx, changed, nil, true)
+		p.fullRun = err != nil
+		return err
+	}
+	for part := range slices.Chunk(changed, maxReport) {
+		if err := p.send(ctx, part, nil, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// differs says whether the catalog lists confirmed containers that the node doesn't
+// have, or the other way round.
+func (p *Publisher) differs(found map[string]catalog.Container) bool {
+	listed := 0
+	for _, c := range p.store.View().Containers() {
+		if c.NodeID != p.node || c.State == "" {
+			continue
+		}
+		if _, ok := found[c.ID]; !ok {
+			return true
+		}
+		listed++
+	}
+	return listed != len(found)
+}
+
+// send proposes one report. One that comes out as stale, because another agent of
+// this node reported meanwhile, is sent again with the next number.
+func (p *Publisher) send(ctx context.Context, changed []catalog.Container, gone []string, full bool) error {
+	if len(changed)+len(gone) == 0 && !full {
+		return nil
+	}
+	for {
+		last, _ := p.store.Seq(p.node)
+		c := catalog.PutContainers{NodeID: p.node, Seq: last + 1, Full: full, Containers: changed, Gone: gone}
+		res, err := p.store.Propose(ctx, c)
+		if err != nil {
+			return err
+		}
+		if res.Seq == c.Seq {
+			break
+		}
+		if err := p.store.Wait(ctx, res.Index-1); err != nil {
+			return err
+		}
+	}
+	if full {
+		clear(p.said)
+	}
+	for _, c := range changed {
+		p.said[c.ID] = fingerprint(c)
+	}
+	for _, id := range gone {
+		delete(p.said, id)
+	}
+	return p.renames(ctx, changed)
+}
+
+// renames follows names that were changed on the node itself. A name that the
+// cluster has given to another container stays what it is there.
+func (p *Publisher) renames(ctx context.Context, cs []catalog.Container) error {
+	for _, c := range cs {
+		now, err := p.store.View().Container(c.ID)
+		if err != nil || now.Name == c.Name || now.NodeID != p.node || strings.HasPrefix(now.Name, c.Name+"-") {
+			continue
+		}
+		_, err = p.store.Propose(ctx, catalog.RenameContainer{ID: c.ID, Name: c.Name})
+		if err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// publishImages reports what the node's images became.
+func (p *Publisher) publishImages(ctx context.Context) error {
+	held, err := p.local.ListImages(ctx, api.ImageListOptions{All: true})
+	if err != nil {
+		return err
+	}
+	now := map[string]string{}
+	var changed []catalog.Image
+	for _, s := range held {
+		s.Containers, s.SharedSize = -1, -1
+		img := catalog.Image{NodeID: p.node, Digest: s.ID, Summary: s}
+		if s.Descriptor != nil {
+			img.Digest = s.Descriptor.Digest.String()
+		}
+		now[img.Digest] = fingerprint(img)
+		if p.images[img.Digest] != now[img.Digest] {
+			changed = append(changed, img)
+		}
+	}
+	var gone []string
+	for d := range p.images {
+		if now[d] == "" {
+			gone = append(gone, d)
+		}
+	}
+	full := len(p.images) == 0
+	if len(changed)+len(gone) == 0 && !full {
+		return nil
+	}
+	for {
+		_, last := p.store.Seq(p.node)
+		c := catalog.PutImages{NodeID: p.node, Seq: last + 1, Full: full, Images: changed, Gone: gone}
+		res, err := p.store.Propose(ctx, c)
+		if err != nil {
+			return err
+		}
+		if res.Seq == c.Seq {
+			break
+		}
+		if err := p.store.Wait(ctx, res.Index-1); err != nil {
+			return err
+		}
+	}
+	p.images = now
+	return nil
+}
+
+// fingerprint tells whether a record changed.
+func fingerprint(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err.Error() // types of the API always encode
+	}
+	return string(b)
+}
