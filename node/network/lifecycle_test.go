@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 )
@@ -242,7 +243,7 @@ func TestFixedAddressAndMAC(t *testing.T) {
 	require.NoError(t, inPinned(e.NetnsPath, func() error {
 		i, err := net.InterfaceByName(containerLink)
 		if err == nil {
-			require.Equal(t, mac, i.HardwareAddr)
+			assert.Equal(t, mac, i.HardwareAddr)
 		}
 		return err
 	}))
@@ -266,8 +267,10 @@ func TestModeNone(t *testing.T) {
 	requireAnswer(t, e.NetnsPath, "127.0.0.1:80", "127.0.0.1")
 	require.NoError(t, inPinned(e.NetnsPath, func() error {
 		links, err := net.Interfaces()
-		for _, l := range links {
-			require.Zero(t, l.Flags&net.FlagUp&^(l.Flags&net.FlagLoopback), l.Name)
+		for _, l := range links { // the kernel may add tunnels of its own, which are down
+			if l.Flags&net.FlagUp != 0 {
+				assert.Equal(t, "lo", l.Name)
+			}
 		}
 		return err
 	}))
@@ -281,12 +284,20 @@ func TestDegraded(t *testing.T) {
 	h := newTestHost(t)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = bridgeName("test")
-	require.NoError(t, h.nl.LinkAdd(&netlink.Dummy{LinkAttrs: attrs})) // in the way
+	inTheWay := netlink.NewVeth(attrs)
+	inTheWay.PeerName = "other"
+	require.NoError(t, h.nl.LinkAdd(inTheWay))
 	n, err := New(h.config(t, Config{}))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
+	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-done)
+		require.NoError(t, n.Teardown(context.Background()))
+		require.NoError(t, n.Close())
+	})
 	_, err = n.Connect(ctx, Request{ContainerID: "a", Mode: "bridge"})
 	require.True(t, errdefs.IsUnavailable(err), err)
 	require.ErrorContains(t, err, "not a bridge")
@@ -298,10 +309,6 @@ func TestDegraded(t *testing.T) {
 		n.repair(ctx)
 		connect(t, n, "b")
 	})
-	cancel()
-	require.NoError(t, <-done)
-	require.NoError(t, n.Teardown(context.Background()))
-	require.NoError(t, n.Close())
 }
 
 // Somebody flushes all rules or deletes the bridge: the network comes back with everything.

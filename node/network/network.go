@@ -101,6 +101,9 @@ func New(cfg Config) (*Network, error) {
 	if !scopeSyntax.MatchString(cfg.Scope) {
 		return nil, api.InvalidArgument("network scope %q: 1 to 8 lower-case letters and digits", cfg.Scope)
 	}
+	if cfg.VNI >= 1<<24 {
+		return nil, api.InvalidArgument("network VNI %d is too big", cfg.VNI)
+	}
 	if cfg.Root == "" || cfg.RunDir == "" {
 		return nil, api.InvalidArgument("network: root and run directory are needed")
 	}
