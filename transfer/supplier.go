@@ -25,6 +25,7 @@ type supplier struct {
 	whole   bool
 	have    bitmap
 	asked   []request // unanswered, in order
+	nones   int       // since the last piece
 	perByte float64   // nanoseconds, averaged; 0 is unknown
 	since   time.Time // when the front of asked came to be the front
 

@@ -13,7 +13,9 @@ import (
 
 const (
 	maxSuppliers = 12
-	tick         = 50 * time.Millisecond
+	// maxCandidates bounds what peers can make us remember of each other.
+	maxCandidates = 256
+	tick          = 50 * time.Millisecond
 	// hedgeTime is how long nothing may arrive before one more peer is tried than there
 	// are pieces to ask for.
 	hedgeTime = 250 * time.Millisecond
@@ -24,6 +26,8 @@ const (
 	// retryTime is when a peer that failed may be tried again.
 	retryTime   = time.Second
 	maxFailures = 3
+	// maxNones is how often in a row a holder of all may say that it hasn't got a piece.
+	maxNones = 4
 	// starveTime is how long to wait for news if no peer has what is missing.
 	starveTime  = 5 * time.Second
 	connectTime = 3 * time.Second
@@ -178,7 +182,7 @@ func (s *swarm) locate(ctx context.Context) {
 
 // add makes a peer a candidate.
 func (s *swarm) add(id string) {
-	if id == "" || id == s.f.p.cfg.Self || s.candidates[id] != nil || s.f.p.isBanned(id) {
+	if id == "" || id == s.f.p.cfg.Self || s.candidates[id] != nil || len(s.order) == maxCandidates || s.f.p.isBanned(id) {
 		return
 	}
 	s.candidates[id] = &candidate{}
@@ -364,6 +368,10 @@ func (s *swarm) onNone(u *supplier) {
 		u.have.unset(r.piece)
 		s.avail[r.piece]--
 	}
+	if u.nones++; u.whole && u.nones >= maxNones {
+		s.drop(u, errors.New("it gives nothing of what it says it has"))
+		return
+	}
 	s.askAll()
 }
 
@@ -393,6 +401,7 @@ func (s *swarm) onPiece(u *supplier, piece int, fresh bool, n pieceNote) {
 	if len(u.asked) == 0 {
 		return // dropped meanwhile
 	}
+	u.nones = 0
 	r := s.answered(u)
 	from := r.at
 	if u.since.After(from) {

@@ -1,4 +1,45 @@
 // Package transfer moves content-addressed blobs between hosts.
+//
+// Peers is a Fetcher that takes a blob from many nodes at once and passes on what it
+// has meanwhile, so that the first pull by all nodes of a cluster takes about as long
+// as one. storetest holds what every Store must do; p2p carries the streams.
+//
+// # Protocol
+//
+// A session is one stream, about one blob, from the node that fetches (the asker) to
+// one that has something of it (the holder). Frames are a byte of kind, four bytes of
+// length (big endian; each kind has a bound) and a body. Blobs are cut into pieces
+// whose size follows from the blob's: pieceSize. Bitmaps have the first piece in the
+// lowest bit of the first byte.
+//
+//	 1 want   asker   flags (1: I pass on what I get), size (8 bytes), digest; first, once
+//	 2 get    asker   piece (4 bytes)
+//	 3 next   asker   bitmap: send any one of these
+//	16 have   holder  state (0 nothing, end; 1 bitmap follows; 2 all); first, and anew
+//	                  when a fetch of the holder's has ended
+//	17 more   holder  pieces (4 bytes each) that have come since
+//	18 peers  holder  IDs (a byte of length each) of others that fetch the blob: ask them
+//	19 data   holder  piece, flags (1: of a verified blob; 2: the piece's last frame),
+//	                  up to 128 KiB of content; a piece's frames follow each other
+//	20 none   holder  piece asked for, or ffffffff for a next: not to be had
+//
+// A holder answers get and next in their order, and sends have, more and peers whenever
+// there is news, also between the frames of a piece.
+//
+// # How a blob spreads
+//
+// Whoever holds all of it answers next with the piece it has sent least often. Askers
+// ask it only for pieces that they have seen nowhere else, so each piece leaves it
+// about once, to one asker or another, and these get the rest from each other, rarest
+// first. There is no tracker: holders tell askers of each other.
+//
+// # Who is believed
+//
+// Nobody. Store.Commit verifies the whole blob. If it doesn't match, the blob is
+// fetched again from one holder at a time until it does; what each peer had sent the
+// first time is then compared with the truth. A peer that sent wrong bytes of a blob it
+// called verified is reported and not asked again for an hour. One that passed on what
+// it was still fetching may have been lied to, and is only reported.
 package transfer
 
 import (

@@ -78,3 +78,37 @@ func TestBlobsOverHosts(t *testing.T) {
 	}
 	fetching.Wait()
 }
+
+// BenchmarkFetch is from directory to directory over one connection on loopback.
+func BenchmarkFetch(b *testing.B) {
+	const size = 128 << 20
+	var hosts [2]*p2p.Host
+	for i := range hosts {
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		require.NoError(b, err)
+		hosts[i], err = p2p.New(p2p.Config{Key: key, Listen: []string{"127.0.0.1:0"}, Allow: func(string, string) bool { return true }})
+		require.NoError(b, err)
+		defer hosts[i].Close()
+	}
+	hosts[1].SetPeer(hosts[0].ID(), hosts[0].Addrs())
+	from := storetest.Dir(b.TempDir())
+	content, d := storetest.Blob(b, size)
+	storetest.Put(b, from, content)
+	l, err := hosts[0].Listen(transfer.Protocol)
+	require.NoError(b, err)
+	ctx, cancel := context.WithCancel(b.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { transfer.NewPeers(transfer.PeersConfig{}).Serve(ctx, l, from) })
+	peers := transfer.NewPeers(transfer.PeersConfig{
+		Locator: holder(hosts[0].ID()),
+		Dial: func(ctx context.Context, id string) (net.Conn, error) {
+			return hosts[1].Dial(ctx, id, transfer.Protocol)
+		},
+	})
+	b.SetBytes(size)
+	for b.Loop() {
+		require.NoError(b, peers.Fetch(ctx, storetest.Dir(b.TempDir()), d, nil))
+	}
+}

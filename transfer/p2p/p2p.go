@@ -72,6 +72,7 @@ type Host struct {
 	swarm  *swarm.Swarm
 	store  peerstore.Peerstore
 	limits *limits
+	idle   time.Duration // a stranger's connection may be; set at the start
 
 	mu           sync.Mutex
 	closed       bool
@@ -123,7 +124,7 @@ func New(cfg Config) (*Host, error) {
 	}
 	h := &Host{
 		id: id, log: cfg.Logger, allow: cfg.Allow,
-		limits:    newLimits(),
+		limits: newLimits(), idle: strangerTimeout,
 		listeners: map[string]*listener{},
 		strangers: map[network.Conn]*time.Timer{},
 	}
@@ -327,7 +328,7 @@ func (h *Host) connected(_ network.Network, c network.Conn) {
 	if h.closed {
 		return
 	}
-	h.strangers[c] = time.AfterFunc(strangerTimeout, func() { h.checkStranger(c) })
+	h.strangers[c] = time.AfterFunc(h.idle, func() { h.checkStranger(c) })
 }
 
 // checkStranger closes a stranger's connection unless it has a permitted stream open.
@@ -341,7 +342,7 @@ func (h *Host) checkStranger(c network.Conn) {
 	}
 	for _, s := range c.GetStreams() {
 		if s.Protocol() != "" {
-			timer.Reset(strangerTimeout)
+			timer.Reset(h.idle)
 			h.mu.Unlock()
 			return
 		}

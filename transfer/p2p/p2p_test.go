@@ -150,6 +150,38 @@ func TestStrangersStreamsAreBounded(t *testing.T) {
 	require.NoError(t, err, "a known peer may open more")
 }
 
+// TestIdleStrangerIsCutOff: a stranger's connection lasts only while it has a stream
+// open; that of a known peer stays.
+func TestIdleStrangerIsCutOff(t *testing.T) {
+	a, b := newHost(t, nil), newHost(t, nil)
+	b.idle = 20 * time.Millisecond
+	a.SetPeer(b.ID(), b.Addrs())
+	l, err := b.Listen(proto)
+	require.NoError(t, err)
+	gone := make(chan string, 1)
+	a.OnDisconnect(func(id string) { gone <- id })
+	from, to := streams(t, a, b, l)
+	tick := time.NewTicker(b.idle)
+	defer tick.Stop()
+	for range 5 {
+		<-tick.C
+		_, err := from.Write([]byte("x"))
+		require.NoError(t, err)
+	}
+	require.NoError(t, to.Close())
+	require.NoError(t, from.Close())
+	require.Equal(t, b.ID(), <-gone)
+	require.Eventually(t, func() bool { return len(b.store.PeersWithKeys()) == 1 }, 5*time.Second, time.Millisecond, "nothing is kept of it")
+
+	b.SetPeer(a.ID(), nil)
+	from, _ = streams(t, a, b, l)
+	require.NoError(t, from.Close())
+	for range 5 {
+		<-tick.C
+		require.True(t, a.Connected(b.ID()))
+	}
+}
+
 func TestUnreachable(t *testing.T) {
 	a, b, _ := pair(t)
 	gone := make(chan string, 1)

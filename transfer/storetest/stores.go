@@ -21,8 +21,10 @@ import (
 
 // disk is where a store keeps its files.
 type disk interface {
-	// open opens a file for reading and writing, creating it if that is asked for.
-	open(name string, create bool) (file, error)
+	// open opens a file for reading and writing.
+	open(name string) (file, error)
+	// create opens a file, made if need be, that will have the given size.
+	create(name string, size int64) (file, error)
 	rename(from, to string) error
 	remove(name string) error
 }
@@ -71,7 +73,7 @@ func (s *Store) Open(_ context.Context, d digest.Digest) (transfer.Blob, error) 
 	if err := d.Validate(); err != nil {
 		return nil, api.InvalidArgument("digest %q: %w", d, err)
 	}
-	f, err := s.disk.open(held(d), false)
+	f, err := s.disk.open(held(d))
 	if err != nil {
 		return nil, api.NotFound("blob %s: not held: %w", d, err)
 	}
@@ -91,7 +93,7 @@ func (s *Store) Ingest(ctx context.Context, want ocispec.Descriptor) (transfer.W
 	if s.writers[want.Digest] {
 		return nil, api.Unavailable("blob %s: being written already", want.Digest)
 	}
-	f, err := s.disk.open(part(want.Digest), true)
+	f, err := s.disk.create(part(want.Digest), want.Size)
 	if err != nil {
 		return nil, err
 	}
@@ -232,11 +234,13 @@ func (f dirFile) size() int64 {
 	return st.Size()
 }
 
-func (d dirDisk) open(name string, create bool) (file, error) {
-	flags := os.O_RDWR
-	if create {
-		flags |= os.O_CREATE
-	}
+func (d dirDisk) open(name string) (file, error) { return d.file(name, os.O_RDWR) }
+
+func (d dirDisk) create(name string, _ int64) (file, error) {
+	return d.file(name, os.O_RDWR|os.O_CREATE)
+}
+
+func (d dirDisk) file(name string, flags int) (file, error) {
 	f, err := os.OpenFile(filepath.Join(string(d), name), flags, 0o600)
 	if err != nil {
 		return nil, err
@@ -260,18 +264,22 @@ type memoryFile struct {
 	b  []byte
 }
 
-func (d *memoryDisk) open(name string, create bool) (file, error) {
+func (d *memoryDisk) open(name string) (file, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	f := d.files[name]
-	if f == nil {
-		if !create {
-			return nil, fmt.Errorf("%s: %w", name, os.ErrNotExist)
-		}
-		f = &memoryFile{}
-		d.files[name] = f
+	if f := d.files[name]; f != nil {
+		return f, nil
 	}
-	return f, nil
+	return nil, fmt.Errorf("%s: %w", name, os.ErrNotExist)
+}
+
+func (d *memoryDisk) create(name string, size int64) (file, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.files[name] == nil {
+		d.files[name] = &memoryFile{b: make([]byte, 0, size)}
+	}
+	return d.files[name], nil
 }
 
 func (d *memoryDisk) rename(from, to string) error {
