@@ -34,8 +34,13 @@ func agent(dir, rootfs string) {
 	}
 	c, err := supervisor.Connect(ctx, config(dir))
 	check(err)
+	hello, err := c.Hello(ctx)
+	check(err)
 	start := func(id string, o defaults.Options, stdin bool) runtime.Task {
 		o.Rootfs = rootfs
+		if !hello.Seccomp {
+			o.Seccomp = defaults.Unconfined
+		}
 		spec, err := defaults.Spec(o)
 		check(err)
 		bundle := filepath.Join(dir, id)

@@ -13,7 +13,6 @@ import (
 	"github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/cgroups/fs2"
 	"github.com/opencontainers/runc/libcontainer"
-	"github.com/opencontainers/runc/libcontainer/seccomp"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -26,10 +25,6 @@ var (
 	ErrNotExist   = libcontainer.ErrNotExist
 	ErrInvalidID  = libcontainer.ErrInvalidID
 	ErrNotRunning = libcontainer.ErrNotRunning
-	// ErrNoSeccomp says that a container asks for a filter that this build can't
-	// install.
-	ErrNoSeccomp = errors.New("this build can't install seccomp filters (it lacks the build tag seccomp): " +
-		"run the container with --security-opt seccomp=unconfined, or use a build that can")
 )
 
 // ExecError says that a process was not started because its command can't be
@@ -54,10 +49,8 @@ type Factory struct {
 	starting sync.RWMutex
 	mu       sync.Mutex
 	pids     map[int]bool // our children that somebody waits for
+	filters  filters
 }
-
-// SeccompEnabled says whether filters can be installed.
-func SeccompEnabled() bool { return seccomp.Enabled }
 
 // Stdio is what a process gets: files, which remain the caller's, or nil for
 // /dev/null; or a terminal of a size.
@@ -90,6 +83,9 @@ func (f *Factory) Create(id string, spec *specs.Spec, o Stdio) (*Container, erro
 	})
 	if err != nil {
 		return nil, fmt.Errorf("convert spec: %w", err)
+	}
+	if config.Seccomp, err = f.filters.precompile(config.Seccomp); err != nil {
+		return nil, err
 	}
 	lc, err := libcontainer.Create(f.Root, id, config)
 	if err != nil {
