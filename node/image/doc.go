@@ -4,6 +4,7 @@
 //
 //	blobs/sha256/<hex>       verified blobs, compressed as they came; never changed, only linked in and removed
 //	ingest/<hex>             what is there of a blob that is arriving; kept over restarts, so a transfer resumes
+//	ingest/<hex>.prefix      how many leading bytes of it to trust, if there are others behind a gap
 //	ingest/tmp-*             bytes whose digest is not known yet; removed by Open
 //	records/images/<hex>     one image, named by its ID (the digest of its config)
 //	records/names/<hex>      one name, named by the digest of its text; points at a manifest

@@ -148,7 +148,7 @@ func (s *Store) sweepIngest(d digest.Digest) error {
 	if s.ingests.m[d] != nil {
 		return nil
 	}
-	return os.Remove(s.ingestPath(d))
+	return errors.Join(os.Remove(s.ingestPath(d)), dropNote(s.ingestPath(d)))
 }
 
 // sweepEvery is how often left-overs are looked for.

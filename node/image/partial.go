@@ -5,14 +5,15 @@ import (
 	"errors"
 	"hash"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/transfer"
@@ -51,6 +52,8 @@ type partial struct {
 	refs   int           // who needs f: the writer and each follower
 	pos    int64         // where Write goes on
 	have   []span        // what is there, sorted, never touching
+	sparse bool          // there is, or was, something behind a gap
+	noted  int64         // what the note says
 	hash   hash.Hash     // of the bytes before hashed
 	hashed int64         //
 	grown  chan struct{} // closed and replaced when have or ended changes
@@ -76,6 +79,9 @@ func newPartial(f *os.File, want ocispec.Descriptor, finish func(*partial, outco
 	if err := f.Truncate(n); err != nil {
 		return nil, err
 	}
+	if err := dropNote(f.Name()); err != nil {
+		return nil, err
+	}
 	if n > 0 {
 		p.have = []span{{0, n}}
 	}
@@ -83,25 +89,49 @@ func newPartial(f *os.File, want ocispec.Descriptor, finish func(*partial, outco
 	return p, nil
 }
 
-// leading is how many bytes of an interrupted ingest can be taken as written: all
-// before the first hole, whose edge is known to a block only.
+// prefixSuffix is added to the name of a partial's file for a note of how many of its
+// leading bytes were written. There is one only while there are others behind them.
+const prefixSuffix = ".prefix"
+
+// noteEvery is how many further leading bytes make a new note.
+const noteEvery = 1 << 20
+
+// leading is how many bytes of an interrupted ingest can be taken as written.
 func leading(f *os.File) (int64, error) {
 	fi, err := f.Stat()
-	if err != nil || fi.Size() == 0 {
+	if err != nil {
 		return 0, err
 	}
-	hole, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE)
-	if errors.Is(err, unix.EINVAL) {
-		return 0, nil // this file system doesn't know its holes
+	b, err := os.ReadFile(f.Name() + prefixSuffix)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fi.Size(), nil
 	}
 	if err != nil {
 		return 0, err
 	}
-	if hole >= fi.Size() {
-		return fi.Size(), nil
+	n, err := strconv.ParseInt(string(b), 10, 64)
+	if err != nil || n < 0 || n > fi.Size() {
+		return 0, nil // a torn note
 	}
-	const block = 4096
-	return max(0, hole-block) / block * block, nil
+	return n, nil
+}
+
+// note writes down how many leading bytes are there; with mu held.
+func (p *partial) note() error {
+	p.noted = p.prefix()
+	err := os.WriteFile(p.f.Name()+prefixSuffix, strconv.AppendInt(nil, p.noted, 10), 0o600)
+	if err != nil {
+		return api.Internal("store blob %s: %w", p.want.Digest, err)
+	}
+	return nil
+}
+
+// dropNote is called once what it told of is gone.
+func dropNote(path string) error {
+	if err := os.Remove(path + prefixSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // Offset is how many leading bytes an earlier ingest left.
@@ -126,11 +156,8 @@ func (p *partial) WriteAt(b []byte, off int64) (int, error) {
 	}
 	p.io.RLock()
 	defer p.io.RUnlock()
-	p.mu.Lock()
-	ended := p.ended
-	p.mu.Unlock()
-	if ended {
-		return 0, api.Errorf(errdefs.ErrFailedPrecondition, "blob %s: is not being written any more", p.want.Digest)
+	if err := p.beforeWrite(off); err != nil {
+		return 0, err
 	}
 	n, err := p.f.WriteAt(b, off)
 	p.mu.Lock()
@@ -147,10 +174,27 @@ func (p *partial) WriteAt(b []byte, off int64) (int, error) {
 		}
 		p.wake()
 	}
+	if err == nil && p.sparse && p.prefix()-p.noted >= noteEvery {
+		return n, p.note()
+	}
 	if err != nil {
 		err = api.Internal("store blob %s: %w", p.want.Digest, err)
 	}
 	return n, err
+}
+
+// beforeWrite makes sure that a process after this one knows which bytes to trust.
+func (p *partial) beforeWrite(off int64) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return api.Errorf(errdefs.ErrFailedPrecondition, "blob %s: is not being written any more", p.want.Digest)
+	}
+	if off <= p.prefix() || p.sparse {
+		return nil
+	}
+	p.sparse = true
+	return p.note()
 }
 
 // mark adds a span to what is there.
@@ -255,6 +299,9 @@ func (p *partial) end(how outcome) error {
 	}
 	p.ended, p.how = true, how
 	err := p.finish(p, how)
+	if p.sparse {
+		err = errors.Join(err, dropNote(p.f.Name()))
+	}
 	p.wake()
 	close(p.done)
 	return errors.Join(err, p.unref())

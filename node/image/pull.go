@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/transfer"
 )
 
 // layersAtOnce is how many layers one pull fetches at once.
@@ -41,7 +42,7 @@ func (s *Store) Pull(ctx context.Context, o api.PullOptions) (api.Stream[api.Pro
 		if err := p.resolve(ctx, digest.Digest(o.Digest)); err != nil {
 			return err
 		}
-		return p.run(ctx)
+		return p.run(transfer.PartOf(ctx, p.target))
 	})
 }
 
