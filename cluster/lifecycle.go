@@ -184,18 +184,15 @@ func (r *Router) everywhere(ctx context.Context, do func(node) error) error {
 		tasks.Go(func() { errs[i] = do(n) })
 	}
 	tasks.Wait()
-	failed := 0
+	away := 0
 	for i, err := range errs {
-		if err == nil {
-			continue
-		}
-		failed++
-		if errors.Is(err, errdefs.ErrUnavailable) && len(nodes) > 1 && ctx.Err() == nil {
+		if errors.Is(err, errdefs.ErrUnavailable) && ctx.Err() == nil {
+			away++
 			r.log.Warn("node left out", "node", nodes[i].Name, "error", err)
 			errs[i] = nil
 		}
 	}
-	if failed == len(nodes) && failed > 0 {
+	if away == len(nodes) {
 		return api.Unavailable("no node could be reached")
 	}
 	return errors.Join(errs...)
@@ -213,11 +210,39 @@ func (r *Router) ContainerLogs(ctx context.Context, id string, o api.LogsOptions
 	return value(ctx, r, id, func(e api.Engine, id string) (api.Output, error) { return e.ContainerLogs(ctx, id, o) })
 }
 
-// WaitContainer implements api.Observers.
-func (r *Router) WaitContainer(ctx context.Context, id string, c container.WaitCondition) (api.Stream[container.WaitResponse], error) {
-	return value(ctx, r, id, func(e api.Engine, id string) (api.Stream[container.WaitResponse], error) {
-		return e.WaitContainer(ctx, id, c)
+// WaitContainer implements api.Observers. The answer comes once the catalog shows the
+// end as well.
+func (r *Router) WaitContainer(ctx context.Context, id string, cond container.WaitCondition) (api.Stream[container.WaitResponse], error) {
+	var out api.Stream[container.WaitResponse]
+	err := r.at(ctx, id, func(e api.Engine, c catalog.Container) error {
+		s, err := e.WaitContainer(ctx, c.ID, cond)
+		if err != nil {
+			return err
+		}
+		out = s
+		ended := func(now catalog.Container) bool {
+			return cond != container.WaitConditionRemoved && !now.Finished.Equal(c.Finished)
+		}
+		if cond == container.WaitConditionNextExit || cond == container.WaitConditionRemoved || catalog.Live(c.State) {
+			out = settling[container.WaitResponse]{s, func() { r.seen(ctx, c.ID, ended) }}
+		}
+		return nil
 	})
+	return out, err
+}
+
+// settling waits for the catalog before it gives out a value.
+type settling[T any] struct {
+	api.Stream[T]
+	settle func()
+}
+
+func (s settling[T]) Recv() (T, error) {
+	v, err := s.Stream.Recv()
+	if err == nil {
+		s.settle()
+	}
+	return v, err
 }
 
 // InspectContainer implements api.Observers.

@@ -49,6 +49,7 @@ type Publisher struct {
 	mu      sync.Mutex    // guards marked
 	marked  marks
 	said    map[string]string // by container ID, what was last reported; the loop's
+	names   map[string]string // by container ID, the node's name for it
 	images  map[string]string // by digest
 	fullRun bool              // the next report shall say everything
 }
@@ -64,7 +65,7 @@ type marks struct {
 func NewPublisher(nodeID string, local api.Engine, store Reports, log *slog.Logger) *Publisher {
 	return &Publisher{
 		node: nodeID, local: local, store: store, log: log, signal: make(chan struct{}, 1),
-		said: map[string]string{}, images: map[string]string{}, fullRun: true,
+		said: map[string]string{}, names: map[string]string{}, images: map[string]string{}, fullRun: true,
 		marked: marks{containers: map[string]bool{}},
 	}
 }
@@ -299,20 +300,23 @@ func (p *Publisher) send(ctx context.Context, changed []catalog.Container, gone 
 	}
 	for _, id := range gone {
 		delete(p.said, id)
+		delete(p.names, id)
 	}
 	return p.renames(ctx, changed)
 }
 
-// renames follows names that were changed on the node itself. A name that the
-// cluster has given to another container stays what it is there.
+// renames follows names that were changed on the node itself. Where the cluster's name
+// is not what the node's was, the cluster has decided otherwise.
 func (p *Publisher) renames(ctx context.Context, cs []catalog.Container) error {
 	for _, c := range cs {
-		now, err := p.store.View().Container(c.ID)
-		if err != nil || now.Name == c.Name || now.NodeID != p.node || strings.HasPrefix(now.Name, c.Name+"-") {
+		was := p.names[c.ID]
+		p.names[c.ID] = c.Name
+		if was == "" || was == c.Name {
 			continue
 		}
-		_, err = p.store.Propose(ctx, catalog.RenameContainer{ID: c.ID, Name: c.Name})
+		_, err := p.store.Propose(ctx, catalog.RenameContainer{ID: c.ID, Name: c.Name, From: was})
 		if err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
+			p.names[c.ID] = was
 			return err
 		}
 	}

@@ -220,6 +220,9 @@ func renameContainer(t tx, c RenameContainer) (Result, error) {
 	if !ok {
 		return Result{}, api.NotFound("No such container: %s", c.ID)
 	}
+	if c.From != "" && c.From != x.Name {
+		return claimed(x), nil
+	}
 	if other, ok := first[Container](t.Txn, tableContainer, "name", c.Name); ok && other.ID != c.ID {
 		return Result{}, nameTaken(c.Name, other.ID)
 	}

@@ -105,8 +105,9 @@ type PutContainers struct {
 // still under way are ignored from then on. An unknown one is no error.
 type RemoveContainer struct{ ID string }
 
-// RenameContainer claims another name for a container and frees the present one.
-type RenameContainer struct{ ID, Name string }
+// RenameContainer claims another name for a container and frees the present one. If
+// From is set and isn't the present name, nothing happens.
+type RenameContainer struct{ ID, Name, From string }
 
 // ContainerTags edits a container's tags.
 type ContainerTags struct {

@@ -95,10 +95,7 @@ func (c *Catalog) Wait(ctx context.Context, after uint64) error { return c.state
 func (c *Catalog) Settings() (SetSettings, bool) { return c.state.Settings() }
 
 // Seq are the numbers of the last reports that were taken from a node.
-func (c *Catalog) Seq(node string) (containers, images uint64) {
-	s := c.state.view().seq(node)
-	return s.Containers, s.Images
-}
+func (c *Catalog) Seq(node string) (containers, images uint64) { return c.state.Seq(node) }
 
 // Refs are all cluster-wide image names, sorted.
 func (c *Catalog) Refs() []Ref { return c.state.view().Refs() }

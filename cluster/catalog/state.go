@@ -161,3 +161,9 @@ func (s *State) setVoters(index uint64, voters []string) error {
 	s.publish(index)
 	return nil
 }
+
+// Seq are the numbers of the last reports that were taken from a node.
+func (s *State) Seq(node string) (containers, images uint64) {
+	last := s.view().seq(node)
+	return last.Containers, last.Images
+}
