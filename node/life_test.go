@@ -75,7 +75,7 @@ func TestRefusals(t *testing.T) {
 			"Invalid container name (a b), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"},
 		"taken ID": {create(api.CreateOptions{ID: id, Name: "other"}), errdefs.IsConflict,
 			`Conflict. The container ID "` + id + `" is already in use`},
-		"image": {create(api.CreateOptions{Config: &container.Config{Image: "nope"}}), errdefs.IsNotFound, "No such image: nope"},
+		"image": {create(api.CreateOptions{Config: &container.Config{Image: "nope"}}), errdefs.IsNotFound, "No such image: nope:latest"},
 		"missing source": {create(api.CreateOptions{HostConfig: &container.HostConfig{Mounts: []mount.Mount{{Type: mount.TypeBind, Source: "/not/there", Target: "/x"}}}}),
 			errdefs.IsInvalidArgument, `invalid mount config for type "bind": bind source path does not exist: /not/there`},
 		"relative target": {bind("/a:b"), errdefs.IsInvalidArgument,
