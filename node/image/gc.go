@@ -27,6 +27,11 @@ func (s *Store) lease() *lease { return &lease{s: s} }
 func (l *lease) hold(ds ...digest.Digest) {
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
+	l.take(ds...)
+}
+
+// take is hold with mu held, for what was found under the same lock.
+func (l *lease) take(ds ...digest.Digest) {
 	for _, d := range ds {
 		l.s.leased[d]++
 	}
@@ -46,6 +51,8 @@ func (l *lease) release() {
 
 // needed is what a record keeps: chain IDs bottom first, and blobs.
 type needed struct{ chains, blobs []digest.Digest }
+
+func (n needed) all() []digest.Digest { return slices.Concat(n.chains, n.blobs) }
 
 func (e *entry) needs() needed {
 	n := needed{chains: chains(e.cfg.RootFS.DiffIDs), blobs: []digest.Digest{e.rec.ID}}

@@ -124,6 +124,9 @@ func (p *pull) pointsAt() digest.Digest {
 func (p *pull) held() (*addition, error) {
 	p.s.mu.Lock()
 	e, i := p.s.byDigest(p.target, "")
+	if e != nil {
+		p.l.take(e.needs().all()...)
+	}
 	p.s.mu.Unlock()
 	if e == nil {
 		return nil, nil
@@ -133,8 +136,6 @@ func (p *pull) held() (*addition, error) {
 	if m.Manifest.Digest == p.target {
 		target = m.Manifest
 	}
-	n := e.needs()
-	p.l.hold(append(n.blobs, n.chains...)...)
 	add, err := p.s.addition(target, m.Manifest)
 	if err != nil {
 		return nil, err

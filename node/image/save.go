@@ -59,14 +59,13 @@ func (s *Store) toSave(refs []string, p api.Platform, l *lease) ([]*saved, error
 	var images []*saved
 	byTarget := map[digest.Digest]*saved{}
 	for _, ref := range refs {
-		targets, err := s.saveTargets(ref)
+		targets, err := s.saveTargets(ref, l)
 		if err != nil {
 			return nil, err
 		}
 		for _, t := range targets {
 			i := byTarget[t.manifest.Manifest.Digest]
 			if i == nil {
-				l.hold(t.needs.blobs...)
 				add, err := s.addition(t.manifest.Manifest, t.manifest.Manifest)
 				if err != nil {
 					return nil, err
@@ -99,15 +98,14 @@ func (i *saved) addNames(names []reference.Named) {
 // saveTarget is what one reference adds to an archive.
 type saveTarget struct {
 	manifest manifestRecord
-	needs    needed
 	names    []reference.Named
 }
 
-func (s *Store) saveTargets(ref string) ([]saveTarget, error) {
+func (s *Store) saveTargets(ref string, l *lease) ([]saveTarget, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if named, err := reference.ParseNormalizedNamed(ref); err == nil && reference.IsNameOnly(named) {
-		if all := s.repository(named.Name()); len(all) > 0 {
+		if all := s.repository(named.Name(), l); len(all) > 0 {
 			return all, nil
 		}
 	}
@@ -115,7 +113,8 @@ func (s *Store) saveTargets(ref string) ([]saveTarget, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := saveTarget{manifest: e.rec.Manifests[i], needs: e.needs()}
+	l.take(e.needs().all()...)
+	t := saveTarget{manifest: e.rec.Manifests[i]}
 	if named, err := reference.ParseNormalizedNamed(ref); err == nil && !isIDPrefix(e.rec.ID, ref) {
 		if tagged, ok := reference.TagNameOnly(named).(reference.NamedTagged); ok {
 			if _, digested := named.(reference.Canonical); !digested {
@@ -127,7 +126,7 @@ func (s *Store) saveTargets(ref string) ([]saveTarget, error) {
 }
 
 // repository are all tags of one; with mu held.
-func (s *Store) repository(name string) []saveTarget {
+func (s *Store) repository(name string, l *lease) []saveTarget {
 	var all []saveTarget
 	for id, e := range s.images {
 		for _, n := range s.references(id) {
@@ -135,8 +134,9 @@ func (s *Store) repository(name string) []saveTarget {
 			if !ok || n.Name() != name {
 				continue
 			}
+			l.take(e.needs().all()...)
 			i := e.index(s.names[n.String()].Target)
-			all = append(all, saveTarget{manifest: e.rec.Manifests[i], needs: e.needs(), names: []reference.Named{tagged}})
+			all = append(all, saveTarget{manifest: e.rec.Manifests[i], names: []reference.Named{tagged}})
 		}
 	}
 	return all

@@ -104,9 +104,9 @@ func checkContainerID(id string) error {
 // prepareRecord leases what a container needs; nil if the container is there already.
 func (s *Store) prepareRecord(id string, img digest.Digest, l *lease) (*containerRecord, error) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	have, ok := s.boxes[id]
 	e := s.images[img]
-	s.mu.Unlock()
 	if ok {
 		if have.Image != img {
 			return nil, api.Conflict("container %s is prepared over image %s already", id, have.Image)
@@ -117,8 +117,7 @@ func (s *Store) prepareRecord(id string, img digest.Digest, l *lease) (*containe
 		return nil, api.NotFound("No such image: %s", img)
 	}
 	rec := &containerRecord{ID: id, Image: img, Layers: e.refs(0), Copied: !s.overlay}
-	n := rec.needs()
-	l.hold(append(n.chains, n.blobs...)...)
+	l.take(rec.needs().all()...)
 	return rec, nil
 }
 

@@ -1,0 +1,164 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"archive/tar"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-engine/shoal/api"
+)
+
+func fuzzStore(f *testing.F) *Store {
+	f.Helper()
+	needsRoot(f)
+	s, err := Open(Config{Root: f.TempDir(), Limits: Limits{LayerBytes: 1 << 20, ArchiveBytes: 1 << 22, LayerEntries: 1000, Members: 1000}})
+	require.NoError(f, err)
+	f.Cleanup(func() { require.NoError(f, s.Close()) })
+	return s
+}
+
+func FuzzLoad(f *testing.F) {
+	s := fuzzStore(f)
+	layer := writeTar(f, tar.Header{Name: "x"})
+	f.Add(writeTar(f, tar.Header{Name: "manifest.json"}))
+	f.Add(writeTar(f, tar.Header{Name: "blobs/sha256/" + digest.FromBytes(layer).Encoded()}))
+	f.Add([]byte{0x1f, 0x8b, 0x08})
+	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		st, err := s.Load(context.Background(), bytes.NewReader(b), api.LoadOptions{})
+		if err == nil {
+			for _, err := range api.All(st) {
+				_ = err // any error will do: what counts is what stays behind
+			}
+		}
+		for _, d := range []string{"ingest", "staging"} {
+			left, err := os.ReadDir(s.path(d))
+			require.NoError(t, err)
+			require.Empty(t, left)
+		}
+	})
+}
+
+func FuzzExtract(f *testing.F) {
+	needsRoot(f)
+	f.Add(writeTar(f, tar.Header{Name: "a/b"}, tar.Header{Name: "a/.wh.b"}, tar.Header{Name: ".wh..wh..opq"}))
+	f.Add(writeTar(f, tar.Header{Typeflag: tar.TypeSymlink, Name: "a", Linkname: "/"}, tar.Header{Name: "a/etc/x"}))
+	f.Add(writeTar(f, tar.Header{Typeflag: tar.TypeLink, Name: "a", Linkname: "../x"}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		parent := t.TempDir()
+		_, _, err := unpackTo(context.Background(), bytes.NewReader(b), filepath.Join(parent, "fs"), Limits{LayerBytes: 1 << 20, LayerEntries: 1000}, true)
+		_ = err
+		left, err := os.ReadDir(parent)
+		require.NoError(t, err)
+		require.Len(t, left, 1, "nothing beside the layer")
+	})
+}
+
+func FuzzDecodeDocument(f *testing.F) {
+	d := digest.FromString("x").String()
+	f.Add([]byte(`{"schemaVersion":2,"config":{"digest":"` + d + `","size":1},"layers":[{"digest":"` + d + `","size":2}]}`))
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"` + d + `","size":1,"platform":{"os":"linux","architecture":"amd64"}}]}`))
+	f.Add([]byte(`{"schemaVersion":1}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		doc, err := decodeDocument(b)
+		if err != nil {
+			return
+		}
+		if doc.index != nil {
+			require.Nil(t, doc.manifest)
+			if m, err := choose(doc.index, api.Platform{OS: "linux", Architecture: "amd64"}); err == nil {
+				require.NoError(t, checkDigest(m.Digest))
+			}
+			return
+		}
+		require.NotNil(t, doc.manifest)
+		for _, l := range doc.manifest.Layers {
+			require.NoError(t, checkDescriptor(l))
+		}
+	})
+}
+
+func FuzzDecodeConfig(f *testing.F) {
+	f.Add([]byte(`{"os":"linux","config":{"Cmd":["x"],"Healthcheck":{"Test":["NONE"]}},"rootfs":{"diff_ids":["` + digest.FromString("x").String() + `"]}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := decodeConfig(b)
+		if err != nil {
+			return
+		}
+		require.Len(t, chains(c.RootFS.DiffIDs), len(c.RootFS.DiffIDs))
+	})
+}
+
+func FuzzDecodeRecord(f *testing.F) {
+	b, err := encodeRecord(nameRecord{Name: "x"})
+	require.NoError(f, err)
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var r nameRecord
+		if decodeRecord(b, &r) == nil {
+			again, err := encodeRecord(r)
+			require.NoError(t, err)
+			var same nameRecord
+			require.NoError(t, decodeRecord(again, &same))
+			require.Equal(t, r, same)
+		}
+	})
+}
+
+func FuzzFind(f *testing.F) {
+	s := fuzzStore(f)
+	for _, ref := range []string{"busybox", "a@sha256:" + strings.Repeat("0", 64), "abc", "localhost:5000/x:1", strings.Repeat("f", 64), ""} {
+		f.Add(ref)
+	}
+	f.Fuzz(func(t *testing.T, ref string) {
+		_, err := s.Get(context.Background(), ref)
+		require.Error(t, err)
+		require.Contains(t, []int{400, 404}, api.Status(err))
+	})
+}
+
+func FuzzCleanName(f *testing.F) {
+	for _, n := range []string{"a/b", "./a", "/", "../a", "a/../../b", ".wh.x", "a/.wh..wh..opq", "a\x00b", "a//b/"} {
+		f.Add(n)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		clean, err := cleanName(name)
+		if err != nil {
+			return
+		}
+		require.True(t, filepath.IsLocal(clean), clean)
+		require.Equal(t, path.Clean(clean), clean)
+		kind, target := whiteout(clean)
+		if kind == removed || kind == opaque {
+			require.True(t, filepath.IsLocal(target), target)
+			require.True(t, kind == opaque || !slices.Contains([]string{".", ".."}, path.Base(target)))
+		}
+	})
+}
+
+func FuzzChanges(f *testing.F) {
+	for _, c := range []string{`CMD ["a"]`, "ENV a=b c='d e'", "ENV a b", "EXPOSE 1-3/udp", "LABEL a=\"b", "VOLUME /x", "WORKDIR x", "USER", "ENV =", `LABEL \ =`} {
+		f.Add(c)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		var c dockerspec.DockerOCIImageConfig
+		if err := applyChanges(&c, []string{line}); err != nil {
+			require.Equal(t, 400, api.Status(err))
+		}
+		require.LessOrEqual(t, len(c.ExposedPorts), 1<<17)
+		for _, e := range c.Env {
+			require.Contains(t, e, "=")
+		}
+	})
+}
