@@ -165,15 +165,15 @@ func TestDamagedFiles(t *testing.T) {
 				return runCommand(t, cmd)
 			}
 			require.Zero(t, run("load", "-i", shared.busybox).code)
-			require.Zero(t, run("create", "--name", "a", "busybox", "true").code)
-			require.Zero(t, run("create", "--name", "b", "busybox", "true").code)
-			id := strings.TrimSpace(run("inspect", "-f", "{{.Id}}", "a").out)
+			require.Zero(t, run("create", "--name", "aa", "busybox", "true").code)
+			require.Zero(t, run("create", "--name", "bb", "busybox", "true").code)
+			id := strings.TrimSpace(run("inspect", "-f", "{{.Id}}", "aa").out)
 			require.NoError(t, l.Stop(t.Context(), 1))
 			switch what {
 			case "container":
 				damage(t, l.Data(1), func(path string) bool { return strings.Contains(path, id) && strings.HasSuffix(path, ".json") })
 				require.NoError(t, l.Start(t.Context(), 1))
-				require.Zero(t, run("inspect", "b").code, "the others are there")
+				require.Zero(t, run("inspect", "bb").code, "the others are there")
 				log, err := os.ReadFile(l.Log(1))
 				require.NoError(t, err)
 				require.Contains(t, string(log), id, "the log names the damaged file")

@@ -81,7 +81,7 @@ func (a *Agent) Run(ctx context.Context) error {
 // build makes the parts of the node itself.
 func (a *Agent) build(ctx context.Context) (err error) {
 	data := func(name string) string { return filepath.Join(a.cfg.Data, name) }
-	if a.key, err = identity.LoadKey(data("node.key")); err != nil {
+	if a.key, err = identity.Key(a.cfg.Data); err != nil {
 		return fmt.Errorf("the node's identity: %w", err)
 	}
 	a.id = p2p.PeerID(a.key.Public().(ed25519.PublicKey))

@@ -1,0 +1,66 @@
+package agent
+
+import (
+	"context"
+	"iter"
+	"math/rand/v2"
+	"sync/atomic"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/cluster/catalog"
+	"github.com/shoal-engine/shoal/transfer"
+)
+
+// peerSource fetches from the cluster's nodes, as long as there is a cluster.
+type peerSource struct{ now atomic.Pointer[transfer.Peers] }
+
+// Fetch implements transfer.Fetcher.
+func (s *peerSource) Fetch(ctx context.Context, dst transfer.Store, want ocispec.Descriptor, progress func(int64)) error {
+	p := s.now.Load()
+	if p == nil {
+		return api.NotFound("this host is in no cluster that could have %s", want.Digest)
+	}
+	return p.Fetch(ctx, dst, want, progress)
+}
+
+// locator finds holders in the catalog.
+type locator struct {
+	reader catalog.Reader
+	alive  func(nodeID string) bool
+}
+
+// Find implements transfer.Locator: who holds the image that the blob is part of, in
+// random order, so that many fetchers don't all begin with the same one.
+func (l locator) Find(ctx context.Context, d digest.Digest) iter.Seq2[transfer.Peer, error] {
+	return func(yield func(transfer.Peer, error) bool) {
+		view := l.reader.View()
+		holders := view.Holders(string(d))
+		if whole := transfer.Whole(ctx); len(holders) == 0 && whole != "" {
+			holders = view.Holders(string(whole))
+		}
+		for _, i := range rand.Perm(len(holders)) {
+			n := holders[i]
+			if l.alive(n.ID) && !yield(transfer.Peer{ID: n.ID, Addrs: n.Bulk}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// resolveImage says which manifest the cluster means by a name.
+func (a *Agent) resolveImage(_ context.Context, name string) (string, error) {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return "", api.InvalidArgument("%w", err)
+	}
+	familiar := reference.FamiliarString(reference.TagNameOnly(named))
+	ref, ok := a.front.View().Ref(familiar)
+	if !ok {
+		return "", api.NotFound("no node has %s", familiar)
+	}
+	return ref.Digest, nil
+}

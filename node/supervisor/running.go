@@ -1,0 +1,10 @@
+package supervisor
+
+// Running is a client that starts nothing: where no supervisor runs, calls are
+// Unavailable and Shutdown has nothing to do.
+func Running(c Config) *Client {
+	if c.RunDir == "" {
+		c.RunDir = c.Dir
+	}
+	return &Client{config: c}
+}
