@@ -85,7 +85,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		require.NoError(t, err)
 		_, err = c.ContainerLogs(ctx, made.ID, api.LogsOptions{Stdout: true, Follow: true, Tail: -1})
 		require.NoError(t, err)
-		events, err := c.Events(ctx, api.EventsOptions{})
+		events, err := c.Events(ctx, api.EventsOptions{Filters: api.Filters{"event": {"none such"}}})
 		require.NoError(t, err)
 		session, err := c.AttachContainer(ctx, made.ID, api.AttachOptions{Stdin: true, Stdout: true, Stream: true})
 		require.NoError(t, err)

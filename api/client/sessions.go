@@ -107,6 +107,9 @@ func (d *duplex) Read(p []byte) (int, error) {
 }
 
 func (d *duplex) Write(p []byte) (int, error) {
+	if d.ctx.Err() != nil {
+		return 0, context.Cause(d.ctx)
+	}
 	n, err := d.conn.Write(p)
 	if err != nil && d.ctx.Err() != nil {
 		err = context.Cause(d.ctx)

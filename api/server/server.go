@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/shoal-engine/shoal/api"
@@ -148,7 +147,6 @@ func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 type Server struct {
 	handler http.Handler
 	log     *slog.Logger
-	open    atomic.Int64
 }
 
 // grace is what requests in flight get at shutdown after their contexts ended.
@@ -161,9 +159,6 @@ func NewServer(c Config) *Server {
 	}
 	return &Server{handler: New(c), log: c.Logger}
 }
-
-// Connections says how many connections are open, hijacked ones excepted.
-func (s *Server) Connections() int { return int(s.open.Load()) }
 
 // Run serves l until ctx ends, closes it, and returns once no request is left:
 // streams and hijacked connections end with ctx, since every request's context
@@ -179,14 +174,6 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		// connection and no request dies on one that was just closed.
 		IdleTimeout: 3 * time.Minute,
 		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		ConnState: func(_ net.Conn, state http.ConnState) {
-			switch state {
-			case http.StateNew:
-				s.open.Add(1)
-			case http.StateClosed, http.StateHijacked:
-				s.open.Add(-1)
-			}
-		},
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
