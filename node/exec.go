@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"slices"
 	"strconv"
@@ -40,6 +41,7 @@ type exec struct {
 	process runtime.Exec
 	exit    *int          // nil until it ended
 	started chan struct{} // closed: the process runs or could not be run
+	over    chan struct{} // closed: it ended, which exit tells
 }
 
 // CreateExec implements api.Execs.
@@ -66,7 +68,7 @@ func (n *Node) CreateExec(ctx context.Context, id string, o container.ExecCreate
 		}
 	}
 	x := &exec{
-		id: c.id[:execPrefix] + newID(64-execPrefix), of: c, asked: o, keys: keys, started: make(chan struct{}),
+		id: c.id[:execPrefix] + newID(64-execPrefix), of: c, asked: o, keys: keys, started: make(chan struct{}), over: make(chan struct{}),
 	}
 	c.addExec(x)
 	n.emit(r, events.ActionExecCreate+": "+events.Action(x.command()), map[string]string{"execID": x.id})
@@ -195,12 +197,31 @@ func (n *Node) runExec(ctx context.Context, x *exec, r record, task runtime.Task
 		session.Duplex = ended{}
 	}
 	session.Multiplexed = !x.asked.Tty
+	session.Duplex = &untilOver{Duplex: session.Duplex, over: x.over, life: n.life.Done()}
 	if x.asked.Tty && x.asked.AttachStdin {
 		session.Duplex = &detachable{Duplex: session.Duplex, keys: x.keys, onDetach: func() {
 			n.emit(r, events.ActionExecDetach, map[string]string{"execID": x.id})
 		}}
 	}
 	return session, nil
+}
+
+// untilOver ends a session's output after the exec's end is written down, so that
+// who has read it all can ask for the exit code.
+type untilOver struct {
+	api.Duplex
+	over, life <-chan struct{}
+}
+
+func (u *untilOver) Read(p []byte) (int, error) {
+	n, err := u.Duplex.Read(p)
+	if err == io.EOF {
+		select {
+		case <-u.over:
+		case <-u.life:
+		}
+	}
+	return n, err
 }
 
 // watchExec writes down how an exec ended.
@@ -216,6 +237,7 @@ func (n *Node) watchExec(x *exec, r record, p runtime.Exec) {
 	x.mu.Lock()
 	x.exit = &exit.Code
 	x.mu.Unlock()
+	close(x.over)
 	n.emit(r, events.ActionExecDie, map[string]string{"execID": x.id, "exitCode": strconv.Itoa(exit.Code)})
 }
 

@@ -133,12 +133,13 @@ func (n *Node) spawn(f func()) {
 	}
 }
 
-// up waits until the node knows its containers.
+// up waits until the node knows its containers. It fails if the caller or the node
+// is about to go.
 func (n *Node) up(ctx context.Context) error {
-	select {
-	case <-n.life.Done():
-		return context.Cause(n.life)
-	default:
+	for _, c := range []context.Context{n.life, ctx} { // ready holds for ever
+		if c.Err() != nil {
+			return context.Cause(c)
+		}
 	}
 	select {
 	case <-n.ready:
