@@ -174,7 +174,8 @@ func tmpfs(t testing.TB, size string) string {
 	out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size="+size, "tmpfs", dir).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	t.Cleanup(func() {
-		out, err := exec.Command("umount", dir).CombinedOutput()
+		// Lazily: what simulates a killed process has files open.
+		out, err := exec.Command("umount", "--lazy", dir).CombinedOutput()
 		require.NoError(t, err, "%s", out)
 	})
 	return dir
