@@ -76,8 +76,9 @@ func (c *call) importImage(p api.Platform) error {
 		}
 		o.Ref = ref
 	}
-	c.fullDuplex()
-	return c.progress(c.engine.ImportImage(c.r.Context(), c.r.Body, o))
+	body := c.upload()
+	defer body.end()
+	return c.progress(c.engine.ImportImage(c.r.Context(), body, o))
 }
 
 func loadImages(c *call) error {
@@ -86,8 +87,9 @@ func loadImages(c *call) error {
 		return err
 	}
 	o := api.LoadOptions{Quiet: !c.query.Has("quiet") || c.flag("quiet"), Platform: p}
-	c.fullDuplex()
-	return c.progress(c.engine.LoadImages(c.r.Context(), c.r.Body, o))
+	body := c.upload()
+	defer body.end()
+	return c.progress(c.engine.LoadImages(c.r.Context(), body, o))
 }
 
 func saveImages(c *call) error {
