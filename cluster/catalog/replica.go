@@ -19,6 +19,9 @@ import (
 	"github.com/shoal-engine/shoal/api"
 )
 
+// ErrRemoved is what Run ends with when this node isn't part of the cluster any more.
+var ErrRemoved = api.Unavailable("this node was removed from the cluster")
+
 // Config describes one node's replica.
 type Config struct {
 	// Dir keeps the log (log/) and snapshots (snapshots/); empty means in memory.
@@ -311,7 +314,7 @@ func (c *Catalog) follow(ctx context.Context, r *raft.Raft, notify <-chan bool) 
 			return nil
 		}
 		if r.State() == raft.Shutdown {
-			return api.Unavailable("this node was removed from the cluster")
+			return ErrRemoved
 		}
 	}
 }

@@ -113,16 +113,30 @@ func (c *Catalog) nextChange(r *raft.Raft, servers map[string]raft.ServerSuffrag
 			return func() raft.IndexFuture { return r.DemoteVoter(raft.ServerID(m.id), 0, configWithin) }
 		}
 	}
-	known := map[string]bool{self: true} // the leader leaves by itself, after handing over
+	return c.removal(r, servers, ms, want)
+}
+
+// removal takes out who isn't a node any more; the leader itself last, once those who
+// shall vote do, after which raft finds a leader among them.
+func (c *Catalog) removal(r *raft.Raft, servers map[string]raft.ServerSuffrage, ms []member, want map[string]bool) func() raft.IndexFuture {
+	self := c.cfg.Wire.ID()
+	isNode := map[string]bool{}
 	for _, m := range ms {
-		known[m.id] = true
+		isNode[m.id] = true
 	}
+	var gone []string
 	for id := range servers {
-		if !known[id] {
-			return func() raft.IndexFuture { return r.RemoveServer(raft.ServerID(id), 0, configWithin) }
+		if !isNode[id] && id != self {
+			gone = append(gone, id)
 		}
 	}
-	return nil
+	if len(gone) == 0 && !isNode[self] && len(ms) > 0 && votes(ms, want) {
+		gone = []string{self}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	return func() raft.IndexFuture { return r.RemoveServer(raft.ServerID(gone[0]), 0, configWithin) }
 }
 
 // votes says whether everyone who shall vote does.
@@ -139,4 +153,32 @@ func (c *Catalog) caughtUp(r *raft.Raft, id string) bool {
 	}
 	lag, known := t.lag(raft.ServerID(id), r.LastIndex())
 	return known && lag <= promoteLag
+}
+
+// AwaitRemoval returns once this node is no part of raft's configuration any more, or
+// ctx ends. A leader that was removed from the catalog hands its voice to others first.
+func (c *Catalog) AwaitRemoval(ctx context.Context) {
+	t := time.NewTicker(50 * time.Millisecond)
+	defer t.Stop()
+	for {
+		c.mu.Lock()
+		r := c.raft
+		c.mu.Unlock()
+		if r == nil || r.State() == raft.Shutdown {
+			return
+		}
+		f := r.GetConfiguration()
+		if f.Error() != nil || !configured(f.Configuration(), c.cfg.Wire.ID()) || len(f.Configuration().Servers) == 1 {
+			return
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func configured(c raft.Configuration, id string) bool {
+	return slices.ContainsFunc(c.Servers, func(s raft.Server) bool { return string(s.ID) == id })
 }
