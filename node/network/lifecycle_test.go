@@ -402,7 +402,7 @@ func TestIptablesDropsForwarded(t *testing.T) {
 		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.Counter{}}})
 		return c.Flush()
 	}))
-	n, stop := h.start(t, Config{})
+	n := h.network(t, Config{})
 	a := connect(t, n, "a", tcp(8080, 80))
 	serve(t, a.NetnsPath, ":80")
 	serve(t, outside.path, ":80")
@@ -410,8 +410,6 @@ func TestIptablesDropsForwarded(t *testing.T) {
 	requireAnswer(t, a.NetnsPath, "192.168.50.2:80", "192.168.50.1")
 	require.NoError(t, n.Setup(context.Background()))
 	require.Equal(t, 5, rules(), "again is not twice")
-	stop()
 	require.NoError(t, n.Teardown(context.Background()))
-	require.NoError(t, n.Close())
 	require.Equal(t, 1, rules(), "the owner's rule stays")
 }
