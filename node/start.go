@@ -113,7 +113,7 @@ func (n *Node) launch(c *ctr, r record) (_ runtime.Task, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount the container's file system: %w", err)
 	}
-	undo = append(undo, func(ctx context.Context) error { return n.network.Disconnect(ctx, c.id) })
+	undo = append(undo, func(ctx context.Context) error { n.disconnect(ctx, r); return nil })
 	place, err := n.connect(n.life, r)
 	if err != nil {
 		return nil, err
