@@ -80,8 +80,12 @@ type fetch struct {
 
 // Fetch implements Fetcher. Errors are NotFound if no peer has the blob, Unavailable if
 // those that had it were lost (what came is kept for the next attempt) and DataLoss if
-// all of them sent something else. A second Fetch of a blob waits for the first.
+// all of them sent something else. A second Fetch of a blob waits for the first. A
+// size of 0 means that the caller knows the digest only; such blobs are small.
 func (p *Peers) Fetch(ctx context.Context, dst Store, want ocispec.Descriptor, progress func(done int64)) error {
+	if want.Size == 0 && !isEmpty(want.Digest) {
+		return p.fetchUnsized(ctx, dst, want, progress)
+	}
 	pieces, err := countPieces(want.Size)
 	if err == nil {
 		err = want.Digest.Validate()

@@ -378,3 +378,54 @@ func TestSecondFetchWaitsForTheFirst(t *testing.T) {
 		require.ErrorIs(t, <-first, context.DeadlineExceeded)
 	})
 }
+
+// TestUnknownSize: whoever pulls by digest doesn't know how long a manifest is.
+func TestUnknownSize(t *testing.T) {
+	bubble(t, []string{"none", "gone", "liar", "good", "c"}, func(t *testing.T, c *cluster) {
+		b, d := storetest.Blob(t, 3000)
+		storetest.Put(t, c.nodes["good"].store, b)
+		longer, _ := storetest.Blob(t, 4000)
+		c.nodes["liar"].stop()
+		n := c.nodes["liar"]
+		l, err := n.host.Listen(transfer.Protocol)
+		for err != nil {
+			synctest.Wait()
+			l, err = n.host.Listen(transfer.Protocol)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		lied := storetest.Memory()
+		storetest.Put(t, lied, longer)
+		c.wg.Go(func() { n.peers.Serve(ctx, l, renamed{lied, d.Digest, digest.FromBytes(longer)}) })
+		c.net.Host("gone").Close()
+		c.seeds = []string{"none", "gone", "liar", "good"}
+		unsized := d
+		unsized.Size = 0
+		require.NoError(t, c.nodes["c"].fetch(unsized))
+		require.Equal(t, b, storetest.Get(t, c.nodes["c"].store, d.Digest))
+
+		_, d = storetest.Blob(t, 500)
+		d.Size = 0
+		require.ErrorIs(t, c.nodes["c"].fetch(d), errdefs.ErrNotFound)
+	})
+}
+
+// renamed says that it holds one blob where it holds another.
+type renamed struct {
+	transfer.Store
+	says, has digest.Digest
+}
+
+func (r renamed) Stat(ctx context.Context, d digest.Digest) (ocispec.Descriptor, error) {
+	if d == r.says {
+		d = r.has
+	}
+	return r.Store.Stat(ctx, d)
+}
+
+func (r renamed) Open(ctx context.Context, d digest.Digest) (transfer.Blob, error) {
+	if d == r.says {
+		d = r.has
+	}
+	return r.Store.Open(ctx, d)
+}

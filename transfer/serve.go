@@ -173,8 +173,11 @@ func (s *session) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if kind == kindAsk {
+		return s.tellSize(ctx, body)
+	}
 	if kind != kindWant {
-		return errors.New("first frame isn't a want")
+		return errors.New("first frame is neither a want nor an ask")
 	}
 	if s.want, err = decodeWant(body); err != nil {
 		return err

@@ -37,11 +37,13 @@ const (
 	kindWant  = 1 // asker: flags, size, digest
 	kindGet   = 2 // asker: piece
 	kindNext  = 3 // asker: bitmap of pieces, any of which will do
+	kindAsk   = 4 // asker, first and only: digest of a blob whose size it doesn't know
 	kindHave  = 16
 	kindMore  = 17
 	kindPeers = 18
 	kindData  = 19
 	kindNone  = 20
+	kindSize  = 21 // answers an ask: the size of a blob that is held whole
 )
 
 // A frame is its kind in a byte, the length of its body in four (big endian), and the
@@ -86,6 +88,10 @@ func bodyLimit(kind byte) int {
 		return 9 + maxDigestLen
 	case kindGet, kindNone:
 		return 4
+	case kindAsk:
+		return maxDigestLen
+	case kindSize:
+		return 8
 	case kindNext:
 		return maxPieces / 8
 	case kindHave:

@@ -100,6 +100,8 @@ func FuzzFrames(f *testing.F) {
 	f.Add(encodePeers([]string{"a", "b"}))
 	f.Add(encodePiece(kindNone, noPiece))
 	f.Add(frame(kindNext, newBitmap(8)...))
+	f.Add(encodeAsk(digest.FromString("x")))
+	f.Add(encodeSize(noSize))
 	data := make([]byte, headerSize+dataHeadSize+3)
 	putDataHead(data, dataHead{piece: 1, last: true}, 3)
 	f.Add(data)
@@ -132,6 +134,16 @@ func FuzzFrames(f *testing.F) {
 				if w, err := decodeWant(body); err == nil {
 					_, again := roundTrip(t, w.encode())
 					again[0] = body[0] // unknown flags are ignored
+					require.Equal(t, body, again)
+				}
+			case kindAsk:
+				if d, err := decodeAsk(body); err == nil {
+					_, again := roundTrip(t, encodeAsk(d))
+					require.Equal(t, body, again)
+				}
+			case kindSize:
+				if n, err := decodeSize(body); err == nil {
+					_, again := roundTrip(t, encodeSize(n))
 					require.Equal(t, body, again)
 				}
 			case kindHave:

@@ -6,7 +6,7 @@
 //	D/nodeN/agent.toml    the node's configuration
 //	D/nodeN/agent.pid     the agent's process, with its start time
 //	D/nodeN/agent.log     what the agent logs
-//	D/nodeN/netns         the node's network namespace, pinned
+//	D/nodeN/namespace     the node's network namespace, pinned
 //	D/nodeN/resolv.conf   what `lab exec` shows as /etc/resolv.conf
 //	D/nodeN/shoal.sock    the cluster, D/nodeN/node.sock this node
 //

@@ -279,7 +279,7 @@ func (l *Lab) Log(n int) string { return filepath.Join(l.nodeDir(n), "agent.log"
 
 func (l *Lab) nodeDir(n int) string    { return filepath.Join(l.dir, fmt.Sprintf("node%d", n)) }
 func (l *Lab) dataDir(n int) string    { return filepath.Join(l.state.Data, fmt.Sprintf("node%d", n)) }
-func (l *Lab) netns(n int) string      { return filepath.Join(l.nodeDir(n), "netns") }
+func (l *Lab) netns(n int) string      { return filepath.Join(l.nodeDir(n), "namespace") }
 func (l *Lab) configPath(n int) string { return filepath.Join(l.nodeDir(n), "agent.toml") }
 func (l *Lab) switchPath() string      { return filepath.Join(l.dir, "switch") }
 

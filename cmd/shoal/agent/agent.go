@@ -4,16 +4,18 @@ package agent
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-engine/shoal/api/server"
-	"github.com/shoal-engine/shoal/cluster/catalog"
+	"github.com/shoal-engine/shoal/cluster"
 	"github.com/shoal-engine/shoal/cluster/identity"
 	"github.com/shoal-engine/shoal/cmd/shoal/config"
 	"github.com/shoal-engine/shoal/node"
@@ -36,14 +38,19 @@ type Agent struct {
 	network *network.Network
 	node    *node.Node
 	front   *front
-	peers   *peerSource // where images come from, once there is a cluster
+	peers   *peerSource // where images come from
 	gateway chan netip.Addr
-	ask     chan request // from the command line: init, join, leave
+
+	control, bulk *p2p.Host // made of one key, on two ports
+	cluster       *cluster.Cluster
+	member        *tasks        // what a member of a cluster does
+	ready         chan struct{} // closed: in the cluster that the disk tells of
+	joined        sync.Once
 }
 
 // New makes an agent that has touched nothing yet.
 func New(c config.Config, log *slog.Logger, version string) *Agent {
-	return &Agent{cfg: c, log: log, version: version, peers: &peerSource{}, gateway: make(chan netip.Addr, 1), ask: make(chan request)}
+	return &Agent{cfg: c, log: log, version: version, peers: &peerSource{}, gateway: make(chan netip.Addr), ready: make(chan struct{})}
 }
 
 // Run runs the node until ctx ends or a part fails. Containers go on afterwards.
@@ -62,20 +69,45 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.build(ctx); err != nil {
 		return err
 	}
-	defer a.images.Close()
+	defer a.close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.images.Run(ctx) })
 	g.Go(func() error { return a.network.Run(ctx) })
 	g.Go(func() error { return a.node.Run(ctx) })
 	g.Go(func() error { return a.serveNames(ctx) })
 	g.Go(func() error { return a.serve(ctx, a.cfg.NodeSocket(), a.nodeHandler(nil)) })
-	g.Go(func() error { return a.clusters(ctx, g) })
-	if err := g.Wait(); err != nil && ctx.Err() == nil {
-		return err
-	} else if err != nil && context.Cause(ctx) == err {
-		return err
+	g.Go(func() error { return a.runCluster(ctx) })
+	g.Go(func() error { return a.serveCluster(ctx) })
+	err = g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil // asked to end
 	}
-	return nil
+	return err
+}
+
+// serveCluster opens the cluster's socket: at once on a host that is in none, else
+// when the host is in it again, so that nobody is told of an engine that isn't there.
+func (a *Agent) serveCluster(ctx context.Context) error {
+	_, err := identity.LoadState(a.cfg.Data)
+	if err == nil {
+		select {
+		case <-a.ready:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return a.serve(ctx, a.cfg.Socket(), a.front)
+}
+
+// close lets go of what build took.
+func (a *Agent) close() {
+	for what, err := range map[string]error{
+		"control": a.control.Close(), "bulk": a.bulk.Close(), "images": a.images.Close(), "network": a.network.Close(),
+	} {
+		if err != nil {
+			a.log.Warn("not closed in order", "part", what, "err", err)
+		}
+	}
 }
 
 // build makes the parts of the node itself.
@@ -105,8 +137,7 @@ func (a *Agent) build(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("the node: %w", err)
 	}
-	a.front = newFront(a.nodeHandler(a.beforeCluster()), catalog.NewState())
-	return nil
+	return a.buildCluster()
 }
 
 func (a *Agent) buildNetwork(root string) error {

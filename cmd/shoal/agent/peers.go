@@ -16,7 +16,9 @@ import (
 )
 
 // peerSource fetches from the cluster's nodes, as long as there is a cluster.
-type peerSource struct{ now atomic.Pointer[transfer.Peers] }
+type peerSource struct {
+	now atomic.Pointer[transfer.Peers]
+}
 
 // Fetch implements transfer.Fetcher.
 func (s *peerSource) Fetch(ctx context.Context, dst transfer.Store, want ocispec.Descriptor, progress func(int64)) error {
@@ -28,10 +30,7 @@ func (s *peerSource) Fetch(ctx context.Context, dst transfer.Store, want ocispec
 }
 
 // locator finds holders in the catalog.
-type locator struct {
-	reader catalog.Reader
-	alive  func(nodeID string) bool
-}
+type locator struct{ reader catalog.Reader }
 
 // Find implements transfer.Locator: who holds the image that the blob is part of, in
 // random order, so that many fetchers don't all begin with the same one.
@@ -44,7 +43,7 @@ func (l locator) Find(ctx context.Context, d digest.Digest) iter.Seq2[transfer.P
 		}
 		for _, i := range rand.Perm(len(holders)) {
 			n := holders[i]
-			if l.alive(n.ID) && !yield(transfer.Peer{ID: n.ID, Addrs: n.Bulk}, nil) {
+			if !n.Down && !yield(transfer.Peer{ID: n.ID, Addrs: n.Bulk}, nil) {
 				return
 			}
 		}

@@ -131,7 +131,14 @@ func labExec(dir *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			err = l.Enter(n, args[1:])
+			argv := args[1:]
+			if argv[0] == "--" {
+				argv = argv[1:]
+			}
+			if len(argv) == 0 {
+				return exitError{exitUsage, fmt.Errorf("say which command to run in node %d's network", n)}
+			}
+			err = l.Enter(n, argv)
 			if isNotFound(err) {
 				return exitError{127, err}
 			}
