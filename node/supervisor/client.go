@@ -40,6 +40,12 @@ func Connect(ctx context.Context, c Config) (*Client, error) {
 	if c.RunDir == "" {
 		c.RunDir = c.Dir
 	}
+	for _, dir := range []*string{&c.Dir, &c.RunDir} {
+		var err error
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return nil, err
+		}
+	}
 	client := &Client{config: c}
 	if _, err := client.Hello(ctx); err == nil {
 		return client, nil
@@ -193,7 +199,7 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 	}
 	defer dir.Close()
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", filepath.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd())), wire.SocketName))
+	conn, err := d.DialContext(ctx, "unix", filepath.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd())), wire.Socket(c.config.Dir)))
 	if err != nil {
 		return nil, err
 	}

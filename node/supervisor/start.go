@@ -2,21 +2,15 @@ package supervisor
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/shoal-engine/shoal/node/supervisor/embedded"
 )
 
 // argv0 is the supervisor's name in the list of processes, and by it an
@@ -80,10 +74,11 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 // spawn starts the process and waits until it listens. It belongs to no session
 // or terminal of ours, and has none of our files.
 func spawn(ctx context.Context, c Config) error {
-	path, err := executable(c.Dir)
+	exe, err := executable()
 	if err != nil {
-		return err
+		return fmt.Errorf("make executable: %w", err)
 	}
+	defer exe.Close()
 	log, err := os.OpenFile(filepath.Join(c.Dir, "supervisor.log"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
@@ -94,12 +89,13 @@ func spawn(ctx context.Context, c Config) error {
 		return err
 	}
 	defer ready.Close()
-	cmd := exec.Command(path)
+	// By the number it has in the child: its own may be another file's there.
+	cmd := exec.Command("/proc/self/fd/4")
 	cmd.Args = []string{argv0, "supervisor", c.Dir, c.RunDir}
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{child}
+	cmd.ExtraFiles = []*os.File{child, exe}
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	_ = child.Close() // the process has it now
@@ -121,70 +117,4 @@ func spawn(ctx context.Context, c Config) error {
 		return fmt.Errorf("it ended before it listened; see %s", log.Name())
 	}
 	return errors.New(string(answer))
-}
-
-// executable gives the path of what to run: the small executable, written out
-// under its content's hash, or else the one we are.
-func executable(dir string) (string, error) {
-	src, ok, err := embedded.Open()
-	if err != nil {
-		return "", fmt.Errorf("open embedded supervisor: %w", err)
-	}
-	if !ok {
-		return "/proc/self/exe", nil
-	}
-	defer src.Close()
-	hash := sha256.New()
-	if _, err := io.Copy(hash, src); err != nil {
-		return "", fmt.Errorf("read embedded supervisor: %w", err)
-	}
-	name := argv0 + "-" + hex.EncodeToString(hash.Sum(nil))[:16]
-	path := filepath.Join(dir, name)
-	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
-		return path, nil
-	}
-	if err := writeOut(path); err != nil {
-		return "", fmt.Errorf("write supervisor: %w", err)
-	}
-	return path, removeOthers(dir, name)
-}
-
-func writeOut(path string) error {
-	src, _, err := embedded.Open()
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+argv0+"-*")
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(tmp, src)
-	err = errors.Join(err, tmp.Chmod(0o500), tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(tmp.Name()))
-	}
-	return nil
-}
-
-// removeOthers deletes executables of former versions. None of them runs: the
-// start lock is held, and no supervisor answered.
-func removeOthers(dir, keep string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		old := strings.HasPrefix(e.Name(), argv0+"-") || strings.HasPrefix(e.Name(), "."+argv0+"-")
-		if !old || e.Name() == keep {
-			continue
-		}
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
 }

@@ -200,8 +200,29 @@ func TestCommandsThatCannotRun(t *testing.T) {
 	h := newHost(t)
 	ctx := t.Context()
 	require.NoError(t, os.WriteFile(filepath.Join(h.rootfs, "plain"), []byte("x"), 0o644))
+	require.NoError(t, os.WriteFile(filepath.Join(h.rootfs, "strange"), []byte("\x00\x01"), 0o755))
 	box := h.create("box", h.bundle(sh("sleep 1000")))
 	require.NoError(t, box.Start(ctx))
+	t.Run("found out too late", func(t *testing.T) {
+		b := h.bundle(defaults.Options{Args: []string{"/strange"}})
+		task := h.create("strange", b)
+		require.NoError(t, task.Start(ctx))
+		require.Equal(t, 255, wait(t, task).Code)
+		require.Contains(t, logText(t, b), "exec /strange: exec format error")
+	})
+	t.Run("a container that can't be made", func(t *testing.T) {
+		b := h.bundle(defaults.Options{Args: []string{"true"}, Mounts: []specs.Mount{
+			{Destination: "/mnt", Type: "bind", Source: "/not/there", Options: []string{"rbind"}},
+		}})
+		_, err := h.Create(ctx, "unmade", b)
+		require.ErrorContains(t, err, "failed to create task for container: ")
+		require.ErrorContains(t, err, "/not/there")
+		_, err = h.Load(ctx, "unmade")
+		require.Equal(t, 404, api.Status(err))
+		left, err := os.ReadDir(b.Dir)
+		require.NoError(t, err)
+		require.Len(t, left, 1, "the log")
+	})
 	for _, c := range []struct {
 		command string
 		code    int

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"regexp"
-	"strings"
 	"syscall"
 	"time"
 
@@ -191,15 +190,14 @@ func process(p *specs.Process, o Stdio, first bool) (*libcontainer.Process, erro
 // notFound and notExecutable are how the process that failed to become the
 // command says so; its errors reach us as text alone.
 var (
-	notFound      = regexp.MustCompile(`exec: "(?s:.*)": (executable file not found in \$PATH|stat .*: no such file or directory)|exec .*: no such file or directory`)
-	notExecutable = regexp.MustCompile(`exec: "(?s:.*)": (.*permission denied|.*is a directory|.*not a directory)`)
+	notFound      = regexp.MustCompile(`(exec: "(?s:.*)": |exec .*: |chdir to cwd .*)(executable file not found in \$PATH|.*no such file or directory|.*not a directory)`)
+	notExecutable = regexp.MustCompile(`(exec: "(?s:.*)": |exec .*: |chdir to cwd .*)(.*permission denied|.*is a directory)`)
 )
 
 // execError makes an *ExecError of an error that says that a command can't be
 // executed.
 func execError(err error) error {
-	text := strings.TrimPrefix(err.Error(), "unable to start container process: ")
-	switch {
+	switch text := err.Error(); {
 	case notFound.MatchString(text):
 		return &ExecError{Code: 127, Text: text}
 	case notExecutable.MatchString(text):

@@ -67,8 +67,7 @@ func (d *Daemon) create(k *call, _ *wire.Reply) error {
 	err := c.make(b)
 	var noExec *libcontainer.ExecError
 	if errors.As(err, &noExec) {
-		c.failed = &wire.Error{Class: wire.NoExec, Code: noExec.Code, Text: "failed to create task for container: " +
-			"OCI runtime create failed: unable to start container process: " + noExec.Text}
+		c.failed = &wire.Error{Class: wire.NoExec, Code: noExec.Code, Text: createFailed + noExec.Text}
 		err = nil
 	}
 	if err == nil {
@@ -79,6 +78,9 @@ func (d *Daemon) create(k *call, _ *wire.Reply) error {
 	}
 	return nil
 }
+
+// createFailed is how Docker's words begin when a container can't be made.
+const createFailed = "failed to create task for container: OCI runtime create failed: "
 
 // claim takes an ID for a container.
 func (d *Daemon) claim(c *container) error {
@@ -116,7 +118,7 @@ func (c *container) make(b *wire.Bundle) error {
 		if log != nil {
 			err = errors.Join(err, log.Close())
 		}
-		return err
+		return fmt.Errorf("%s%w", createFailed, err)
 	}
 	p := newProcess(lc.Init(), ours, c.d.log.With("id", c.id))
 	p.log, p.once = log, b.StdinOnce

@@ -2,8 +2,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,14 +35,13 @@ type Daemon struct {
 }
 
 // New makes the supervisor of a directory and finds the containers that one
-// before it left there.
-func New(dir string, log *slog.Logger) (*Daemon, error) {
-	hash := sha256.Sum256([]byte(dir))
+// before it left there. What does not outlive a reboot is kept in runDir.
+func New(dir, runDir string, log *slog.Logger) (*Daemon, error) {
 	d := &Daemon{
 		dir: dir, log: log, started: time.Now(),
 		factory: &libcontainer.Factory{
-			Root:         filepath.Join(dir, "libcontainer"),
-			CgroupParent: "shoal-" + hex.EncodeToString(hash[:6]),
+			Root:         filepath.Join(runDir, "lc-"+wire.Tag(dir)),
+			CgroupParent: "shoal-" + wire.Tag(dir),
 			Logger:       log,
 		},
 		quit:       make(chan struct{}),

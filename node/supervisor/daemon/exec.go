@@ -12,6 +12,9 @@ import (
 // asks for their exit codes late.
 const keptExecs = 64
 
+// execFailed is how Docker's words begin when a process can't be started.
+const execFailed = "OCI runtime exec failed: exec failed: "
+
 // execution is a further process of a container.
 type execution struct {
 	process *process
@@ -34,10 +37,9 @@ func (c *container) exec(k *call, r *wire.Reply) error {
 		c.dropExec(k.ExecID)
 		var noExec *libcontainer.ExecError
 		if errors.As(err, &noExec) {
-			return &wire.Error{Class: wire.NoExec, Code: noExec.Code, Text: "OCI runtime exec failed: " +
-				"exec failed: unable to start container process: " + noExec.Text}
+			return &wire.Error{Class: wire.NoExec, Code: noExec.Code, Text: execFailed + noExec.Text}
 		}
-		return fmt.Errorf("OCI runtime exec failed: exec failed: %w", err)
+		return fmt.Errorf("%s%w", execFailed, err)
 	}
 	r.Pid = e.process.lc.Pid()
 	if k.Streams.Any() {

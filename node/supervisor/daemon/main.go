@@ -59,18 +59,18 @@ func serve(dir, runDir string, log *slog.Logger, ready func()) error {
 		return fmt.Errorf("become subreaper: %w", err)
 	}
 	preferSurvival(log)
-	d, err := New(dir, log)
+	d, err := New(dir, runDir, log)
 	if err != nil {
 		return err
 	}
-	l, err := listen(runDir)
+	l, err := listen(runDir, wire.Socket(dir))
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	log.Info("supervisor listens", "pid", os.Getpid(), "dir", dir, "containers", len(d.ids()))
 	ready()
 	err = d.Run(context.Background(), l)
-	return errors.Join(err, os.Remove(filepath.Join(runDir, wire.SocketName)))
+	return errors.Join(err, os.Remove(filepath.Join(runDir, wire.Socket(dir))))
 }
 
 // takeLock locks a file, and gives a supervisor that is just exiting the time for
@@ -90,8 +90,8 @@ func takeLock(f *os.File) error {
 
 // listen makes the socket, through its directory: its path may be longer than a
 // socket's may be. Holding the lock, we may replace one that was left there.
-func listen(runDir string) (*net.UnixListener, error) {
-	path := filepath.Join(runDir, wire.SocketName)
+func listen(runDir, name string) (*net.UnixListener, error) {
+	path := filepath.Join(runDir, name)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func listen(runDir string) (*net.UnixListener, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	short := filepath.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd())), wire.SocketName)
+	short := filepath.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd())), name)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: short, Net: "unix"})
 	if err != nil {
 		return nil, err

@@ -25,7 +25,7 @@ const (
 	module  = "github.com/opencontainers/runc"
 	pkg     = "libcontainer/seccomp/patchbpf" // of the module
 	command = "github.com/shoal-engine/shoal/node/supervisor/shoal-supervisor"
-	tags    = "seccomp shoal_precompiled runc_nocriu"
+	tags    = "seccomp shoal_precompiled runc_nocriu netgo osusergo"
 )
 
 // added is the file that the package gets beside its own.
@@ -35,16 +35,17 @@ var added []byte
 
 func main() {
 	out := flag.String("o", "node/supervisor/embedded/bin/shoal-supervisor", "the `file` to build")
+	static := flag.Bool("static", true, "link no shared libraries, so that hosts need not have them; needs libseccomp.a and libc.a here")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *out); err != nil {
+	if err := run(ctx, *out, *static); err != nil {
 		fmt.Fprintln(os.Stderr, "mksupervisor:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, out string) (err error) {
+func run(ctx context.Context, out string, static bool) (err error) {
 	dir, err := os.MkdirTemp("", "mksupervisor-")
 	if err != nil {
 		return err
@@ -54,11 +55,18 @@ func run(ctx context.Context, out string) (err error) {
 	if err != nil {
 		return fmt.Errorf("change %s: %w", module, err)
 	}
+	ldflags := "-s -w"
+	if static {
+		ldflags += " -linkmode external -extldflags -static"
+	}
 	build := exec.CommandContext(ctx, "go", "build", "-modfile", modfile, "-tags", tags, "-trimpath",
-		"-ldflags", "-s -w", "-o", out, command)
+		"-ldflags", ldflags, "-o", out, command)
 	build.Env = append(os.Environ(), "CGO_ENABLED=1")
 	build.Stdout, build.Stderr = os.Stdout, os.Stderr
 	if err := build.Run(); err != nil {
+		if static {
+			return fmt.Errorf("build (-static=false needs fewer libraries): %w", err)
+		}
 		return fmt.Errorf("build: %w", err)
 	}
 	return nil

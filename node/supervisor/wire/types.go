@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"time"
 
@@ -11,8 +13,15 @@ import (
 // supervisor is older; it never makes one refuse the other.
 const Version = 1
 
-// SocketName is the supervisor's socket in its run directory.
-const SocketName = "sv.sock"
+// Tag tells supervisors of different data directories apart, where they share a
+// run directory or the host's cgroups. The path shall be absolute and clean.
+func Tag(dir string) string {
+	hash := sha256.Sum256([]byte(dir))
+	return hex.EncodeToString(hash[:6])
+}
+
+// Socket is the name of a data directory's supervisor's socket.
+func Socket(dir string) string { return "sv-" + Tag(dir) + ".sock" }
 
 // Op is an operation.
 type Op string
