@@ -138,12 +138,8 @@ func askOne(ctx context.Context, cfg Config, peer string, t identity.Token) (ide
 	return a.State, nil
 }
 
-// serveJoins lets nodes in that know the secret.
-func (s *session) serveJoins(ctx context.Context) error {
-	l, err := s.cfg.Wire.Listen(JoinProtocol)
-	if err != nil {
-		return fmt.Errorf("listen for joining nodes: %w", err)
-	}
+// serveJoins lets nodes in that know the secret, and closes the listener at the end.
+func (s *session) serveJoins(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() }) // Accept returns
 	defer stop()
 	var tasks sync.WaitGroup

@@ -141,9 +141,15 @@ func (s *session) takePart(ctx context.Context, g *errgroup.Group, member func()
 		s.done <- err
 		return err
 	}
+	joins, err := s.cfg.Wire.Listen(JoinProtocol)
+	if err != nil {
+		err = fmt.Errorf("listen for joining nodes: %w", err)
+		s.done <- err
+		return err
+	}
 	p := NewPublisher(s.cfg.Self.ID, s.cfg.Local, s.cat, s.log)
 	g.Go(func() error { return p.Run(ctx) })
-	g.Go(func() error { return s.serveJoins(ctx) })
+	g.Go(func() error { return s.serveJoins(ctx, joins) })
 	g.Go(func() error { return s.cat.Lead(ctx, s.lead) })
 	s.in.Store(true)
 	member()
