@@ -118,7 +118,7 @@ func (x *extractor) xattrs(h *tar.Header, set func(string, []byte) error) error 
 		if name == "security.capability" || !slices.ContainsFunc(refused, func(e error) bool { return errors.Is(err, e) }) {
 			return fmt.Errorf("set attribute %q: %w", clip(name), err)
 		}
-		x.skipped[name] = true
+		x.out.skipped[name] = true
 	}
 	return nil
 }

@@ -23,6 +23,6 @@
 // Records are a JSON file each, with a checksum, replaced by rename: one that is
 // damaged costs one image or one name, and can be read with any pager.
 //
-// Locks, in the order in which they are taken: Store.notify, Store.mu,
-// ingests.mu. No lock is held while a layer is unpacked or a blob fetched.
+// Locks, in the order in which they are taken: Store.notify, Store.mu, partial.io,
+// partial.mu, ingests.mu. None is held while a layer is unpacked or a blob fetched.
 package image

@@ -45,9 +45,10 @@ func (l Limits) withDefaults() Limits {
 type extracted struct {
 	bytes     int64 // of regular files
 	entries   int
-	whiteouts []string // paths that the layer removes
-	opaques   []string // directories of which nothing below shows
-	implicit  []string // directories the archive has files in but doesn't have itself
+	whiteouts []string        // paths that the layer removes
+	opaques   []string        // directories of which nothing below shows
+	implicit  []string        // directories the archive has files in but doesn't have itself
+	skipped   map[string]bool // extended attributes that the file system would not take
 }
 
 // extractor unpacks one layer's tar into a directory as overlayfs wants a lower
@@ -66,7 +67,6 @@ type extractor struct {
 	gone    map[string]struct{} // paths that whiteouts removed
 	late    []dirTime
 	buf     []byte
-	skipped map[string]bool // attributes the file system would not take
 }
 
 // dirTime is set last, because making what is inside a directory changes it.
@@ -84,7 +84,7 @@ func newExtractor(dir string, limits Limits, overlay bool) (*extractor, error) {
 		root: root, limits: limits, overlay: overlay,
 		dirs: dirCache{root: int(root.Fd())},
 		made: map[string]struct{}{".": {}}, gone: map[string]struct{}{},
-		buf: make([]byte, 256<<10), skipped: map[string]bool{},
+		buf: make([]byte, 256<<10), out: extracted{skipped: map[string]bool{}},
 	}, nil
 }
 

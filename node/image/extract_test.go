@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -212,4 +213,26 @@ func TestDamagedRecordIsTold(t *testing.T) {
 func TestUnpackErrorsKeepTheirClass(t *testing.T) {
 	_, _, err := unpackIn(t, true, tar.Header{Name: "../x"})
 	require.True(t, errdefs.IsInvalidArgument(err))
+}
+
+func TestOldMountCallTakesManyLayers(t *testing.T) {
+	needsRoot(t)
+	root := t.TempDir()
+	d := overlayDirs{upper: filepath.Join(root, "upper"), work: filepath.Join(root, "work"), target: filepath.Join(root, "merged")}
+	for i := range 120 {
+		l := filepath.Join(root, strings.Repeat("long", 20), fmt.Sprint(i))
+		require.NoError(t, os.MkdirAll(l, 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(l, fmt.Sprint(i)), nil, 0o600))
+		d.lower = append(d.lower, l)
+	}
+	for _, dir := range []string{d.upper, d.work, d.target} {
+		require.NoError(t, os.Mkdir(dir, 0o755))
+	}
+	require.NoError(t, mountOld(d))
+	entries, err := os.ReadDir(d.target)
+	require.NoError(t, unix.Unmount(d.target, 0))
+	require.NoError(t, err)
+	require.Len(t, entries, 120)
+	d.lower = slices.Repeat(d.lower, 3)
+	require.ErrorContains(t, mountOld(d), "more than this kernel takes")
 }

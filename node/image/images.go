@@ -270,6 +270,21 @@ func (s *Store) byDigest(d digest.Digest, repository string) (*entry, int) {
 	return nil, 0
 }
 
+// byTarget finds the image that a manifest is of, or, of those of an index, the one
+// for a platform.
+func (s *Store) byTarget(d digest.Digest, p api.Platform) (*entry, int) {
+	for _, e := range s.images {
+		own := e.cfg.Platform
+		fits := own.Architecture == p.Architecture && own.OS == p.OS && variantFits(own.Variant, p)
+		for i, m := range e.rec.Manifests {
+			if m.Manifest.Digest == d || m.Target.Digest == d && fits {
+				return e, i
+			}
+		}
+	}
+	return nil, 0
+}
+
 // byPrefix finds the only image whose ID begins so; nil if there is none.
 func (s *Store) byPrefix(ref string) (*entry, error) {
 	prefix := strings.TrimPrefix(ref, "sha256:")

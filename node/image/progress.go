@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"io"
 	"sync"
 	"time"
 
@@ -222,6 +221,3 @@ func (m *meter) at(n int64) {
 		m.feed.send(api.Progress{ID: m.id, Status: m.status, Progress: &jsonstream.Progress{Current: n, Total: m.total}})
 	}
 }
-
-// metered reports what is read through it.
-func metered(r io.Reader, m *meter) io.Reader { return &counter{r: r, tell: m.at} }

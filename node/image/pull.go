@@ -123,7 +123,7 @@ func (p *pull) pointsAt() digest.Digest {
 // held finds the image among those that are here; nil if it is not.
 func (p *pull) held() (*addition, error) {
 	p.s.mu.Lock()
-	e, i := p.s.byDigest(p.target, "")
+	e, i := p.s.byTarget(p.target, p.p)
 	if e != nil {
 		p.l.take(e.needs().all()...)
 	}

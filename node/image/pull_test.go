@@ -274,7 +274,13 @@ func TestPullChoosesThePlatform(t *testing.T) {
 		load(t, open(t), save(t, s, "app:1"))
 		require.Equal(t, img.ID, get(t, reopen(t, root), "app:1").ID)
 	}
+	// One index, two platforms, one after the other.
 	s := open(t, fetching(&from{src: src}))
+	for _, arch := range []string{"amd64", "arm64", "amd64"} {
+		_, err := pull(s, api.PullOptions{Ref: "app:" + arch, Digest: digest.FromBytes(b).String(), Platform: api.Platform{OS: "linux", Architecture: arch}})
+		require.NoError(t, err)
+		require.Equal(t, get(t, src, arch+":1").ID, get(t, s, "app:"+arch).ID)
+	}
 	_, err = s.Pull(context.Background(), api.PullOptions{Ref: "app:1", Digest: digest.FromBytes(b).String(), Platform: api.Platform{OS: "linux", Architecture: "riscv64"}})
 	require.ErrorContains(t, err, "no matching manifest for linux/riscv64")
 }

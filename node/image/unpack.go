@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -300,6 +301,9 @@ func (s *Store) commitLayer(dir string, ref layerRef, below []layerRef, out extr
 		if err := pruneWhiteouts(filepath.Join(dir, "fs"), lower, out.whiteouts); err != nil {
 			return api.Internal("unpack layer %s: %w", ref.Diff, err)
 		}
+	}
+	if len(out.skipped) > 0 {
+		s.log.Warn("layer has extended attributes that the file system does not take", "layer", ref.Diff, "names", slices.Sorted(maps.Keys(out.skipped)))
 	}
 	rec := layerRecord{
 		Chain: ref.Chain, Diff: ref.Diff, Size: out.bytes, Entries: out.entries,
