@@ -95,8 +95,8 @@ say "Every host resolves every name, and every tag"
 for n in 1 2 3; do
 	show "node$n: dig +short web$n / shop.example's containers"
 	in_node $n dig +short web$n
-	in_node $n dig +short 'shop.example.lb.host.tag.shoal' | sort | tr '\n' ' ' || true
-	in_node $n dig +short 80.lb.port.tag.shoal | sort | tr '\n' ' '; echo
+	in_node $n dig +short 'lb.host.shop.example.tag.shoal' | sort | tr '\n' ' ' || true
+	in_node $n dig +short lb.port.80.tag.shoal | sort | tr '\n' ' '; echo
 done
 show "shoal resolve --tag lb.host=shop.example --port 80"
 SHOAL_HOST=unix://$LAB/node3/shoal.sock "$SHOAL" resolve --tag lb.host=shop.example --port 80

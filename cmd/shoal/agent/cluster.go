@@ -46,6 +46,7 @@ func (a *Agent) buildCluster() (err error) {
 		Dir: a.cfg.Data, Self: a.self(), Wire: a.control, Members: a.gossip, Local: a.node, Peer: a.peerEngines(),
 		Subnet: pool, OnChange: a.changed, Logger: a.log,
 	})
+	a.front = newFront(a.clusterHandler(), a.cluster.Reader())
 	a.peers.now.Store(transfer.NewPeers(transfer.PeersConfig{
 		Self: a.id, Dial: func(ctx context.Context, id string) (net.Conn, error) { return a.bulk.Dial(ctx, id, transfer.Protocol) },
 		Locator: locator{a.front}, Logger: a.log, OnFetched: a.fetched,
@@ -53,7 +54,6 @@ func (a *Agent) buildCluster() (err error) {
 			a.log.Error("a peer sent bytes that are not the blob's", "peer", a.nodeName(peer), "digest", d, "proven", proven)
 		},
 	}))
-	a.front = newFront(a.clusterHandler(), a.cluster.Reader())
 	return nil
 }
 
