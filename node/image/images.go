@@ -270,14 +270,11 @@ func (s *Store) byDigest(d digest.Digest, repository string) (*entry, int) {
 	return nil, 0
 }
 
-// byTarget finds the image that a manifest is of, or, of those of an index, the one
-// for a platform.
-func (s *Store) byTarget(d digest.Digest, p api.Platform) (*entry, int) {
+// byManifest finds the image of a manifest.
+func (s *Store) byManifest(d digest.Digest) (*entry, int) {
 	for _, e := range s.images {
-		own := e.cfg.Platform
-		fits := own.Architecture == p.Architecture && own.OS == p.OS && variantFits(own.Variant, p)
 		for i, m := range e.rec.Manifests {
-			if m.Manifest.Digest == d || m.Target.Digest == d && fits {
+			if m.Manifest.Digest == d {
 				return e, i
 			}
 		}

@@ -122,8 +122,12 @@ func (p *pull) pointsAt() digest.Digest {
 
 // held finds the image among those that are here; nil if it is not.
 func (p *pull) held() (*addition, error) {
+	manifest, target := p.heldManifest()
+	if manifest == "" {
+		return nil, nil
+	}
 	p.s.mu.Lock()
-	e, i := p.s.byTarget(p.target, p.p)
+	e, i := p.s.byManifest(manifest)
 	if e != nil {
 		p.l.take(e.needs().all()...)
 	}
@@ -131,16 +135,41 @@ func (p *pull) held() (*addition, error) {
 	if e == nil {
 		return nil, nil
 	}
-	m := e.rec.Manifests[i]
-	target := m.Target
-	if m.Manifest.Digest == p.target {
-		target = m.Manifest
-	}
-	add, err := p.s.addition(target, m.Manifest)
+	add, err := p.s.addition(target, e.rec.Manifests[i].Manifest)
 	if err != nil {
 		return nil, err
 	}
 	return &add, nil
+}
+
+// heldManifest follows what the name means to the manifest for the platform, as far
+// as that is here; empty if it is not. An index decides by what it says itself: an
+// image's own config may say otherwise.
+func (p *pull) heldManifest() (manifest digest.Digest, target ocispec.Descriptor) {
+	d := p.target
+	for range 3 {
+		p.l.hold(d)
+		b, err := p.s.readVerified(d, maxManifest)
+		if err != nil {
+			return "", target
+		}
+		doc, err := decodeDocument(b)
+		if err != nil {
+			return "", target
+		}
+		if d == p.target {
+			target = ocispec.Descriptor{MediaType: doc.mediaType, Digest: d, Size: int64(len(b))}
+		}
+		if doc.manifest != nil {
+			return d, target
+		}
+		next, err := choose(doc.index, p.p)
+		if err != nil {
+			return "", target
+		}
+		d = next.Digest
+	}
+	return "", target
 }
 
 // fetchDocuments fetches what says what the image is: manifests and config.
