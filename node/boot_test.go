@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"path/filepath"
@@ -175,4 +176,20 @@ func TestShutdownEndsWaits(t *testing.T) {
 	require.True(t, errdefs.IsUnavailable(err), "%v", err)
 	require.Equal(t, []string{id}, w.busy(), "the container goes on")
 	require.WithinDuration(t, time.Now(), w.tasks[id].status.StartedAt, time.Minute)
+}
+
+// A record of a later agent stops this one instead of being lost to both.
+func TestNewerRecord(t *testing.T) {
+	w := newWorld(t)
+	a := w.boot(t, w.handle(0))
+	id := a.create(t, "newer", nil, "forever")
+	a.kill()
+	path := filepath.Join(a.containerDir(id), configFile)
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, bytes.Replace(b, []byte(`"version":1`), []byte(`"version":9`), 1), 0o600))
+	_, err = New(a.cfg)
+	require.ErrorIs(t, err, errVersion)
+	require.ErrorContains(t, err, id)
+	require.FileExists(t, path)
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net/netip"
 	"strings"
@@ -116,6 +117,8 @@ func TestRecordRoundTrip(t *testing.T) {
 	}
 	_, err = decodeRecord([]byte(`{"version":2}`))
 	require.ErrorIs(t, err, errCorrupt)
+	_, err = decodeRecord(bytes.Replace(b, []byte(`"version":1`), []byte(`"version":2`), 1))
+	require.ErrorIs(t, err, errVersion)
 }
 
 func FuzzDecodeRecord(f *testing.F) {
@@ -126,7 +129,7 @@ func FuzzDecodeRecord(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := decodeRecord(b)
 		if err != nil {
-			require.ErrorIs(t, err, errCorrupt)
+			require.True(t, errors.Is(err, errCorrupt) || errors.Is(err, errVersion))
 			return
 		}
 		again, err := r.encode()

@@ -96,7 +96,8 @@ func (r record) clone() record {
 	return r
 }
 
-// envelope is a record on disk: the checksum is of the container's bytes.
+// envelope is a record on disk: the checksum is of the container's bytes, whatever
+// the version.
 type envelope struct {
 	Version   int             `json:"version"`
 	Checksum  string          `json:"checksum"`
@@ -120,18 +121,22 @@ func checksum(b []byte) string {
 // errCorrupt is what a record fails with that can't be a container's.
 var errCorrupt = errors.New("corrupt record")
 
+// errVersion is what a record of another version fails with: nothing is wrong with
+// it, but this agent must leave it alone.
+var errVersion = errors.New("record of another version")
+
 // decodeRecord reads what encode wrote. Bytes that encode can't have written are
-// errCorrupt.
+// errCorrupt, those of an agent too new or too old errVersion.
 func decodeRecord(b []byte) (record, error) {
 	var e envelope
 	if err := json.Unmarshal(b, &e); err != nil {
 		return record{}, fmt.Errorf("%w: %w", errCorrupt, err)
 	}
-	if e.Version != recordVersion {
-		return record{}, fmt.Errorf("%w: version %d, this agent reads %d", errCorrupt, e.Version, recordVersion)
-	}
 	if got := checksum(e.Container); got != e.Checksum {
 		return record{}, fmt.Errorf("%w: its checksum is %s, not %s", errCorrupt, got, e.Checksum)
+	}
+	if e.Version != recordVersion {
+		return record{}, fmt.Errorf("%w: it is version %d, this agent reads %d", errVersion, e.Version, recordVersion)
 	}
 	var r record
 	if err := json.Unmarshal(e.Container, &r); err != nil {

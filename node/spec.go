@@ -46,6 +46,10 @@ func (n *Node) spec(r record, root nodeimage.Root, p place) (*specs.Spec, error)
 		Sysctls: h.Sysctls, OOMScoreAdj: h.OomScoreAdj,
 		Resources: resources(h), Annotations: maps.Clone(h.Annotations),
 	}
+	if p.shares != nil {
+		with := p.shares.get().Config
+		o.Hostname, o.Domainname = with.Hostname, with.Domainname
+	}
 	if h.CgroupParent != "" {
 		o.CgroupsPath = filepath.Join("/", h.CgroupParent, r.ID)
 	}

@@ -272,6 +272,7 @@ func leftOut(h *container.HostConfig) []string {
 	warn(len(h.BlkioDeviceReadBps)+len(h.BlkioDeviceWriteBps)+len(h.BlkioDeviceReadIOps)+len(h.BlkioDeviceWriteIOps) > 0,
 		"Throttling of block I/O")
 	warn(h.CPURealtimePeriod != 0 || h.CPURealtimeRuntime != 0, "Real-time scheduling of processors")
+	warn(len(h.Links) > 0, "The environment of a link, other than the name in /etc/hosts,")
 	for _, k := range []string{"labels", "env", "tag"} {
 		_, set := h.LogConfig.Config[k]
 		warn(set, "Log option "+k)

@@ -509,4 +509,3 @@ func (a *agent) start(t testing.TB, id string) {
 	t.Helper()
 	require.NoError(t, a.StartContainer(t.Context(), id, api.StartOptions{}))
 }
-
