@@ -158,9 +158,13 @@ func first[T any](t *memdb.Txn, table, index, arg string) (*T, bool) {
 
 // list copies all records under an index.
 func list[T any](t *memdb.Txn, table, index, arg string) []T {
-	var out []T
-	for _, r := range pointers[T](t, table, index, arg) {
-		out = append(out, *r)
+	found := pointers[T](t, table, index, arg)
+	if len(found) == 0 {
+		return nil
+	}
+	out := make([]T, len(found)) // records are large: copied once
+	for i, r := range found {
+		out[i] = *r
 	}
 	return out
 }
