@@ -260,6 +260,21 @@ func (c *Cluster) Reader() catalog.Reader {
 	return c.empty
 }
 
+// Store takes changes of the catalog; one that refuses while the node is in no cluster.
+func (c *Cluster) Store() Store {
+	if s, err := c.current(); err == nil {
+		return s.cat
+	}
+	return noStore{c.empty}
+}
+
+// noStore is the catalog of a node in no cluster.
+type noStore struct{ *catalog.State }
+
+func (noStore) Propose(context.Context, catalog.Command) (catalog.Result, error) {
+	return catalog.Result{}, ErrNoCluster
+}
+
 // Allow says whether a peer may open a stream of a protocol: members everything, others
 // only ask to join.
 func (c *Cluster) Allow(peerID, protocol string) bool {

@@ -132,6 +132,7 @@ func together(nodes []node, do func(node) error) error {
 
 // RemoveImage implements api.Images, on all nodes that hold the image.
 func (r *Router) RemoveImage(ctx context.Context, ref string, o api.ImageRemoveOptions) ([]image.DeleteResponse, error) {
+	r.sync(ctx, missSync) // containers decide what may go
 	c, err := r.image(ctx, ref)
 	if err != nil {
 		return nil, err

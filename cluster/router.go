@@ -24,6 +24,8 @@ const (
 	// settle is how long a change waits to be seen in the catalog before it is
 	// reported done, so that ps, DNS and the caller agree.
 	settle = time.Second
+	// lostTry bounds a call to a node that seems to be gone.
+	lostTry = time.Second
 	// undo bounds the cleaning up after a failed call.
 	undo = 10 * time.Second
 )
@@ -105,10 +107,14 @@ func (r *Router) find(ctx context.Context, ref string) (catalog.Container, error
 
 // engine is the engine of the node that a container is on.
 func (r *Router) engine(ctx context.Context, c catalog.Container) (api.Engine, error) {
-	if c.Lost && c.NodeID != r.self {
-		return nil, api.Unavailable("container %s is on node %s, which can't be reached", c.Name, r.nodeName(c.NodeID))
-	}
 	e, err := r.peer(ctx, c.NodeID)
+	if err == nil && c.Lost && c.NodeID != r.self {
+		// Gossip is slower to hear of a return than a caller is to ask: one short
+		// try tells a node that is back from one that isn't.
+		try, cancel := context.WithTimeout(ctx, lostTry)
+		defer cancel()
+		_, err = e.Ping(try)
+	}
 	if err != nil {
 		return nil, api.Unavailable("container %s is on node %s, which can't be reached: %w", c.Name, r.nodeName(c.NodeID), err)
 	}

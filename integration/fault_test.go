@@ -154,7 +154,7 @@ func address(n int) string { return shared.lab.Status(context.Background())[n-1]
 
 // TestDamagedFiles starts a node of its own, damages what it keeps, and reads what it says.
 func TestDamagedFiles(t *testing.T) {
-	for _, what := range []string{"catalog", "container"} {
+	for _, what := range []string{"log", "segments", "container"} {
 		t.Run(what, func(t *testing.T) {
 			l := single(t)
 			run := func(args ...string) result {
@@ -177,8 +177,9 @@ func TestDamagedFiles(t *testing.T) {
 				log, err := os.ReadFile(l.Log(1))
 				require.NoError(t, err)
 				require.Contains(t, string(log), id, "the log names the damaged file")
-			case "catalog":
-				damage(t, l.Data(1), func(path string) bool { return strings.HasSuffix(path, ".wal") || strings.Contains(path, "wal-meta") })
+			default:
+				suffix := map[string]string{"log": ".wal", "segments": "wal-meta.db"}[what]
+				damage(t, l.Data(1), func(path string) bool { return strings.HasSuffix(path, suffix) })
 				err := l.Start(t.Context(), 1)
 				require.ErrorContains(t, err, l.Data(1), "the error names the damaged file")
 			}
@@ -198,7 +199,7 @@ func damage(t *testing.T, root string, chosen func(string) bool) {
 		if err != nil || len(raw) == 0 {
 			return err
 		}
-		for i := range min(len(raw), 4096) {
+		for i := range min(len(raw), 16<<10) {
 			raw[i] ^= 0x5a
 		}
 		n++

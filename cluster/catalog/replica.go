@@ -205,6 +205,7 @@ func (c *Catalog) runWith(ctx context.Context, st stores) error {
 			return nil
 		}
 	})
+	g.Go(func() error { return c.keepReach(gctx) })
 	g.Go(func() error { return c.endAfter(gctx, r) })
 	err = g.Wait()
 	c.set(func() { c.raft, c.trans = nil, nil })
@@ -246,6 +247,9 @@ func (c *Catalog) start(st stores, trans *promptTransport, m *fsm, notify chan<-
 	has, err := raft.HasExistingState(st.logs, st.stable, st.snapshots)
 	if err != nil {
 		return nil, damaged(c.cfg.Dir, err)
+	}
+	if err := c.checkReach(st); err != nil {
+		return nil, err
 	}
 	if c.cfg.Bootstrap && !has {
 		first := raft.Configuration{Servers: []raft.Server{{

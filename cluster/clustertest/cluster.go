@@ -47,10 +47,12 @@ type Node struct {
 // New makes a lab without nodes; state is kept below dir.
 func New(t testing.TB, dir string) *Lab {
 	net := memory.NewNetwork()
-	return &Lab{
-		Network: net, Hosts: NewHosts(), Log: slog.New(slog.DiscardHandler), t: t, dir: dir,
+	l := &Lab{
+		Network: net, Log: slog.New(slog.DiscardHandler), t: t, dir: dir,
 		gossip: memtransport.NewNetwork(net.Reachable), nodes: map[string]*Node{},
 	}
+	l.Hosts = NewHosts(func(from, to string) bool { _, err := l.engine(from, to); return err == nil })
+	return l
 }
 
 // Start starts a node, which resumes what it was before.

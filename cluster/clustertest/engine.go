@@ -14,6 +14,8 @@ import (
 // Hosts are the engines of the nodes of one cluster. They fetch images from each
 // other, as nodes do.
 type Hosts struct {
+	reach func(from, to string) bool
+
 	mu  sync.Mutex
 	all map[string]*Host
 }
@@ -25,8 +27,10 @@ type Host struct {
 	id    string
 }
 
-// NewHosts makes an empty set.
-func NewHosts() *Hosts { return &Hosts{all: map[string]*Host{}} }
+// NewHosts makes an empty set. reach says whether a host can fetch from another.
+func NewHosts(reach func(from, to string) bool) *Hosts {
+	return &Hosts{reach: reach, all: map[string]*Host{}}
+}
 
 // Host is the engine of a node, made at the first call.
 func (h *Hosts) Host(id string, seed uint64) *Host {
@@ -55,7 +59,7 @@ func (h *Host) holder(ctx context.Context, ref string) *Host {
 	h.hosts.mu.Lock()
 	defer h.hosts.mu.Unlock()
 	for id, o := range h.hosts.all {
-		if id == h.id {
+		if id == h.id || !h.hosts.reach(h.id, id) {
 			continue
 		}
 		if _, err := o.InspectImage(ctx, ref, api.ImageInspectOptions{}); err == nil {
