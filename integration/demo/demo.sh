@@ -84,7 +84,7 @@ done
 d 3 ps --format 'table {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Label "lb.host"}}'
 s 3 image where web:1
 show "the layers' journey, as the agents logged it"
-grep -h 'blob fetched' $LAB/node*/agent.log | sed -E 's/^time=[^ ]+ level=[A-Z]+ //' | head -12 || true
+grep -h 'blob fetched' $LAB/node*/agent.log | sed -E 's,^time=[^ ]+ level=[A-Z]+ ,  ,' | head -12 || true
 
 say "Every host sees every container: logs, exec and inspect from anywhere"
 d 1 logs web3

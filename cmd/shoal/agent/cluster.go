@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -178,11 +180,12 @@ func (a *Agent) clusterHandler() http.Handler {
 
 // fetched logs a blob's journey.
 func (a *Agent) fetched(d digest.Digest, size int64, byPeer map[string]int64, took time.Duration) {
-	from := make([]any, 0, 2*len(byPeer))
+	from := make([]string, 0, len(byPeer))
 	for id, n := range byPeer {
-		from = append(from, a.nodeName(id), n)
+		from = append(from, fmt.Sprintf("%s:%d", a.nodeName(id), n))
 	}
-	a.log.Info("blob fetched", "digest", d.Encoded()[:12], "bytes", size, "took", took, "from", fmt.Sprint(from...))
+	slices.Sort(from)
+	a.log.Info("blob fetched", "digest", d.Encoded()[:12], "bytes", size, "took", took, "from", strings.Join(from, ","))
 }
 
 // nodeName is what people call a node.
