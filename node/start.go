@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -137,10 +138,62 @@ func (n *Node) launch(c *ctr, r record) (_ runtime.Task, err error) {
 		return nil, err
 	}
 	c.connectPending(n.life, task)
+	waiting, err := task.Status(n.life)
+	if err != nil {
+		return nil, err
+	}
+	before := executable(waiting.Pid)
 	if err := task.Start(n.life); err != nil {
 		return nil, err
 	}
+	awaitCommand(n.life, waiting.Pid, before)
 	return task, nil
+}
+
+// A started process is the runtime's own program for a moment more, before it
+// becomes the container's command. Who is told of the start must not meet it:
+// signals would have another meaning to it, and top would show it.
+const (
+	commandPoll = 200 * time.Microsecond
+	commandTime = time.Second // a machine that is slower than that has other troubles
+)
+
+// awaitCommand waits until a process isn't the program that it was, or isn't at all.
+func awaitCommand(ctx context.Context, pid int, before string) {
+	if before == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	poll := time.NewTicker(commandPoll)
+	defer poll.Stop()
+	for {
+		now := executable(pid)
+		if now == "" || now != before && hasArguments(pid) {
+			return
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// hasArguments says whether a process shows its arguments, as it does a little
+// after it changed its program.
+func hasArguments(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && len(b) > 0
+}
+
+// executable is the program that a process runs; empty if there is none.
+func executable(pid int) string {
+	path, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return ""
+	}
+	return path
 }
 
 // failStart writes down why a start failed and says so.
