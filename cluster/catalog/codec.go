@@ -72,6 +72,9 @@ func decodeBatch(b []byte) ([]entry, error) {
 			at:        time.Unix(0, int64(binary.BigEndian.Uint64(b[4:]))).UTC(),
 			seed:      binary.BigEndian.Uint64(b[12:]),
 		}
+		if b[3]&^flagIgnorable != 0 {
+			return nil, fmt.Errorf("log entry: command %d has flags %#x of a newer version: upgrade shoal on this node", i, b[3])
+		}
 		size := binary.BigEndian.Uint32(b[20:])
 		b = b[entryFixed:]
 		if uint64(size) > uint64(len(b)) {
