@@ -50,7 +50,7 @@ type Publisher struct {
 	marked  marks
 	said    map[string]string // by container ID, what was last reported; the loop's
 	names   map[string]string // by container ID, the node's name for it
-	images  map[string]string // by digest
+	images  map[string]string // by digest; nil before the first report
 	fullRun bool              // the next report shall say everything
 }
 
@@ -65,7 +65,7 @@ type marks struct {
 func NewPublisher(nodeID string, local api.Engine, store Reports, log *slog.Logger) *Publisher {
 	return &Publisher{
 		node: nodeID, local: local, store: store, log: log, signal: make(chan struct{}, 1),
-		said: map[string]string{}, names: map[string]string{}, images: map[string]string{}, fullRun: true,
+		said: map[string]string{}, names: map[string]string{}, fullRun: true,
 		marked: marks{containers: map[string]bool{}},
 	}
 }
@@ -348,7 +348,7 @@ func (p *Publisher) publishImages(ctx context.Context) error {
 			gone = append(gone, d)
 		}
 	}
-	full := len(p.images) == 0
+	full := p.images == nil
 	if len(changed)+len(gone) == 0 && !full {
 		return nil
 	}
