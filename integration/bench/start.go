@@ -68,16 +68,17 @@ func (b *bench) start(ctx context.Context) (err error) {
 	idle := []float64{memory(family(l.Pid(1), l.Data(1))), memory(family(peer.pid(), peer.dir))}
 	b.add(figure{"memory of the idle engine, all its processes", "MB PSS", idle[0], idle[1], "dockerd with its containerd"})
 
-	if err := b.pairs(ctx, sockets, "docker run --rm busybox true", b.runs, 1); err != nil {
-		return err
-	}
-	if err := b.pairs(ctx, sockets, "ten of them at once", max(5, b.runs/3), 10); err != nil {
-		return err
-	}
-	return b.idleContainers(ctx, sockets, [2]func() float64{
+	err = b.idleContainers(ctx, sockets, [2]func() float64{
 		func() float64 { return memory(family(l.Pid(1), l.Data(1))) },
 		func() float64 { return memory(family(peer.pid(), peer.dir)) },
 	})
+	if err != nil {
+		return err
+	}
+	if err := b.pairs(ctx, sockets, "docker run --rm busybox true", b.runs, 1); err != nil {
+		return err
+	}
+	return b.pairs(ctx, sockets, "ten of them at once", max(5, b.runs/3), 10)
 }
 
 // pairs times n containers at once on both engines in turn.
@@ -103,7 +104,7 @@ func (b *bench) pairs(ctx context.Context, sockets []string, name string, runs, 
 }
 
 func (b *bench) idleContainers(ctx context.Context, sockets []string, weigh [2]func() float64) error {
-	const n = 20
+	const n = 40
 	var each [2]float64
 	for i, s := range sockets {
 		before := weigh[i]()

@@ -210,26 +210,39 @@ func (l *Lab) makeNode(n int, o Options) error {
 	return os.WriteFile(l.configPath(n), agentConfig(l, n, tags), 0o600)
 }
 
-// Down ends every process of the lab and removes all it made. It also clears up
-// after a lab that died half way.
+// Down ends every process of the lab and removes all it made. It may be repeated,
+// and clears up after a lab that died half way. A node that can't be removed keeps
+// its namespace, so that the next try has one to work in.
 func (l *Lab) Down(ctx context.Context) error {
 	var errs []error
 	for n := 1; n <= l.state.Nodes; n++ {
-		if err := l.reset(ctx, n); err != nil {
+		if err := l.remove(ctx, n); err != nil {
 			errs = append(errs, fmt.Errorf("node%d: %w", n, err))
 		}
-	}
-	for n := 1; n <= l.state.Nodes; n++ {
-		errs = append(errs, unpinNamespace(l.netns(n)))
-	}
-	errs = append(errs, unpinNamespace(l.switchPath()))
-	if l.state.Data != "" {
-		errs = append(errs, os.RemoveAll(l.state.Data))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("lab in %s is not all gone: %w", l.dir, err)
 	}
+	if err := unpinNamespace(l.switchPath()); err != nil {
+		return err
+	}
+	if l.state.Data != "" {
+		if err := os.RemoveAll(l.state.Data); err != nil {
+			return fmt.Errorf("remove the nodes' data: %w", err)
+		}
+	}
 	return os.RemoveAll(l.dir)
+}
+
+// remove ends one node for good.
+func (l *Lab) remove(ctx context.Context, n int) error {
+	if err := l.reset(ctx, n); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(l.dataDir(n)); err != nil {
+		return err
+	}
+	return unpinNamespace(l.netns(n))
 }
 
 // Partition splits the network into groups that don't reach each other; Heal

@@ -59,6 +59,12 @@ func unpinNamespace(path string) error {
 	return nil
 }
 
+// pinned says whether there is a namespace at path.
+func pinned(path string) bool {
+	var s unix.Statfs_t
+	return unix.Statfs(path, &s) == nil && s.Type == unix.NSFS_MAGIC
+}
+
 // inside gives a netlink handle in the namespace pinned at path.
 func inside(path string) (*netlink.Handle, netns.NsHandle, error) {
 	ns, err := netns.GetFromPath(path)

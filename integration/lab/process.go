@@ -188,7 +188,14 @@ func (l *Lab) reset(ctx context.Context, n int) error {
 	cmd := exec.CommandContext(ctx, l.state.Binary, "reset", "--force", "--config", l.configPath(n))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := startIn(l.netns(n), cmd); err != nil {
+	var err error
+	if pinned(l.netns(n)) {
+		err = startIn(l.netns(n), cmd)
+	} else { // never made, or gone already with all that was in it
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+		err = cmd.Start()
+	}
+	if err != nil {
 		return fmt.Errorf("reset: %w", err)
 	}
 	if err := cmd.Wait(); err != nil {

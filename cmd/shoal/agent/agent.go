@@ -58,7 +58,7 @@ func New(c config.Config, log *slog.Logger, version string) *Agent {
 // The parts start in the order in which they need each other, and a socket opens
 // only when what it serves is there.
 func (a *Agent) Run(ctx context.Context) error {
-	held, err := lock(a.cfg.Data)
+	held, err := lock(ctx, a.cfg.Data)
 	if err != nil {
 		return err
 	}

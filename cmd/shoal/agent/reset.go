@@ -21,7 +21,7 @@ import (
 // Reset removes all that an agent made on this host: containers, mounts, links,
 // rules, state. It refuses while the agent runs, and may be repeated.
 func Reset(ctx context.Context, c config.Config, log *slog.Logger) error {
-	held, err := lock(c.Data)
+	held, err := lock(ctx, c.Data)
 	if err != nil {
 		return err
 	}
