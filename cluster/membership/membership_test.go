@@ -65,7 +65,7 @@ func start(t *testing.T, w *wires, id string, key []byte) *node {
 	n := &node{m, func() { once.Do(func() { cancel(); <-done }) }}
 	t.Cleanup(func() {
 		n.stop()
-		time.Sleep(10 * time.Second) // memberlist doesn't wait for its probes, a bubble does
+		time.Sleep(10 * time.Second) // fake time: memberlist doesn't wait for its probes, a bubble does
 	})
 	<-m.Ready()
 	return n
@@ -93,7 +93,7 @@ func until(t *testing.T, nodes []*node, ok func(*node) bool) time.Duration {
 			if time.Since(start) > time.Minute {
 				t.Fatalf("node %s still has %v", n.cfg.ID, n.Members())
 			}
-			time.Sleep(10 * time.Millisecond)
+			time.Sleep(10 * time.Millisecond) // fake time
 		}
 	}
 	return time.Since(start)
@@ -106,7 +106,7 @@ func TestLoseAndRegain(t *testing.T) {
 				w := newWires()
 				nodes := cluster(t, w, size)
 				last, rest := nodes[size-1], nodes[:size-1]
-				time.Sleep(time.Minute) // at rest nobody is lost
+				time.Sleep(time.Minute) // fake time: at rest nobody is lost
 				until(t, nodes, func(n *node) bool { return len(n.Members()) == size })
 				_, events := rest[0].Watch(t.Context())
 
@@ -138,7 +138,7 @@ func TestPartitionHeals(t *testing.T) {
 		w.put(1, "n03", "n04")
 		until(t, nodes[:3], func(n *node) bool { return len(n.Members()) == 3 })
 		until(t, nodes[3:], func(n *node) bool { return len(n.Members()) == 2 })
-		time.Sleep(10 * time.Minute) // longer than gossip remembers the dead
+		time.Sleep(10 * time.Minute) // fake time: longer than gossip remembers the dead
 		w.put(0, "n03", "n04")
 		took := until(t, nodes, func(n *node) bool { return len(n.Members()) == 5 })
 		t.Logf("whole again after %v", took)
@@ -153,7 +153,7 @@ func TestWrongKeyStaysOutside(t *testing.T) {
 		stranger := start(t, w, "stranger", bytes.Repeat([]byte{8}, keySize))
 		err := stranger.Join(t.Context(), []string{nodes[0].Addr()})
 		require.ErrorIs(t, err, errdefs.ErrUnavailable)
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		for _, n := range nodes {
 			require.False(t, n.Alive("stranger"))
 		}
@@ -199,7 +199,7 @@ func TestSuspect(t *testing.T) {
 		nodes[0].Suspect("n02")
 		require.False(t, nodes[0].Alive("n02"))
 		require.Equal(t, Down, (<-events).Kind)
-		time.Sleep(30 * time.Second)
+		time.Sleep(30 * time.Second) // fake time
 		require.False(t, nodes[0].Alive("n02"))
 		select {
 		case e := <-events:

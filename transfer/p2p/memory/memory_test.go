@@ -92,7 +92,7 @@ func TestPartition(t *testing.T) {
 
 		n.Partition([]string{"a"}, []string{"b"})
 		from.Write([]byte("late"))
-		time.Sleep(lostAfter / 2)
+		time.Sleep(lostAfter / 2) // fake time
 		n.Heal()
 		buf := make([]byte, 9)
 		k, err := to.Read(buf)
