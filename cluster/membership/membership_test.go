@@ -88,12 +88,14 @@ func cluster(t *testing.T, w *wires, size int) []*node {
 func until(t *testing.T, nodes []*node, ok func(*node) bool) time.Duration {
 	t.Helper()
 	start := time.Now()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
 	for _, n := range nodes {
 		for !ok(n) {
 			if time.Since(start) > time.Minute {
 				t.Fatalf("node %s still has %v", n.cfg.ID, n.Members())
 			}
-			time.Sleep(10 * time.Millisecond) // fake time
+			<-again.C
 		}
 	}
 	return time.Since(start)
