@@ -25,10 +25,8 @@ func (r *Router) seen(ctx context.Context, id string, ok func(catalog.Container)
 // when it ended are claimed again first.
 func (r *Router) StartContainer(ctx context.Context, id string, o api.StartOptions) error {
 	return r.at(ctx, id, func(e api.Engine, c catalog.Container) error {
-		if len(c.Ports) > 0 && !catalog.Live(c.State) {
-			if _, err := r.store.Propose(ctx, catalog.ClaimPorts{ID: c.ID}); err != nil {
-				return err
-			}
+		if err := r.claimPorts(ctx, c); err != nil {
+			return err
 		}
 		if err := e.StartContainer(ctx, c.ID, o); err != nil {
 			return err
@@ -36,6 +34,17 @@ func (r *Router) StartContainer(ctx context.Context, id string, o api.StartOptio
 		r.seen(ctx, c.ID, started(c))
 		return nil
 	})
+}
+
+// claimPorts has a container get its ports where it may have none: it gave them back
+// when it ended, or another one had them when it was made.
+func (r *Router) claimPorts(ctx context.Context, c catalog.Container) error {
+	ended := c.State == container.StateExited || c.State == container.StateDead
+	if len(c.Ports) == 0 || !ended && c.Summary.Labels[replaceLabel] == "" {
+		return nil
+	}
+	_, err := r.store.Propose(ctx, catalog.ClaimPorts{ID: c.ID})
+	return err
 }
 
 // started says whether a later record of a container tells of a later start.
@@ -61,10 +70,8 @@ func (r *Router) StopContainer(ctx context.Context, id string, o api.StopOptions
 // RestartContainer implements api.Containers.
 func (r *Router) RestartContainer(ctx context.Context, id string, o api.StopOptions) error {
 	return r.at(ctx, id, func(e api.Engine, c catalog.Container) error {
-		if len(c.Ports) > 0 && !catalog.Live(c.State) {
-			if _, err := r.store.Propose(ctx, catalog.ClaimPorts{ID: c.ID}); err != nil {
-				return err
-			}
+		if err := r.claimPorts(ctx, c); err != nil {
+			return err
 		}
 		if err := e.RestartContainer(ctx, c.ID, o); err != nil {
 			return err

@@ -115,7 +115,7 @@ type merger struct {
 	tasks sync.WaitGroup
 
 	changed chan struct{} // has an element when a stream ended
-	mu      sync.Mutex    // guards following and send
+	mu      sync.Mutex    // guards following; never held while sending
 	// following are the nodes that have a stream.
 	following map[string]bool
 }
@@ -203,20 +203,13 @@ func (m *merger) open(ctx context.Context, n catalog.Node) error {
 				break
 			}
 			msg.Actor.Attributes = withNode(msg.Actor.Attributes, n.Name)
-			if m.pass(msg) != nil {
+			if m.send(msg) != nil { // streams take turns there
 				break
 			}
 		}
 		m.ended(ctx, n.ID)
 	})
 	return nil
-}
-
-// pass sends one event; the streams take turns.
-func (m *merger) pass(msg events.Message) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.send(msg)
 }
 
 // ended lets a node's stream be opened again, a moment later.
