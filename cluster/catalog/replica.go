@@ -100,12 +100,6 @@ func (c *Catalog) Settings() (SetSettings, bool) { return c.state.Settings() }
 // Seq are the numbers of the last reports that were taken from a node.
 func (c *Catalog) Seq(node string) (containers, images uint64) { return c.state.Seq(node) }
 
-// HasState says whether a replica ran in dir before.
-func HasState(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, "log", "wal-meta.db"))
-	return err == nil
-}
-
 // stores are what raft keeps its things in.
 type stores struct {
 	logs      raft.LogStore
