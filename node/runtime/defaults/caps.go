@@ -17,8 +17,9 @@ var docker = []string{
 }
 
 // Capabilities are those of a container whose user added and dropped some; ALL
-// in either list stands for each one. A privileged container has those that the
-// kernel knows. InvalidArgument if a name is none.
+// in either list stands for each one that this process could pass on itself, and a
+// privileged container has those, too: asking for more would keep the container
+// from starting. InvalidArgument if a name is none.
 func Capabilities(privileged bool, add, drop []string) ([]string, error) {
 	all, err := supported()
 	if err != nil {
@@ -30,13 +31,17 @@ func Capabilities(privileged bool, add, drop []string) ([]string, error) {
 	if drop, err = normalize("CapDrop", drop, all); err != nil {
 		return nil, err
 	}
+	ours, err := bounding()
+	if err != nil {
+		return nil, err
+	}
 	if privileged {
-		return all, nil
+		return ours, nil
 	}
 	base := docker
 	switch {
 	case slices.Contains(add, "ALL"):
-		base, add = all, nil
+		base, add = ours, nil
 	case slices.Contains(drop, "ALL"):
 		base, drop = nil, nil
 	}
@@ -54,11 +59,32 @@ func supported() ([]string, error) {
 	if err != nil {
 		return nil, api.Internal("list capabilities: %w", err)
 	}
-	names := make([]string, len(known))
-	for i, c := range known {
-		names[i] = "CAP_" + strings.ToUpper(c.String())
+	return names(known), nil
+}
+
+// bounding are the capabilities that this process, and so the supervisor that it
+// starts, may give away.
+func bounding() ([]string, error) {
+	known, err := capability.ListSupported()
+	if err != nil {
+		return nil, api.Internal("list capabilities: %w", err)
 	}
-	return names, nil
+	own, err := capability.NewPid2(0)
+	if err == nil {
+		err = own.Load()
+	}
+	if err != nil {
+		return nil, api.Internal("read this process's capabilities: %w", err)
+	}
+	return names(slices.DeleteFunc(known, func(c capability.Cap) bool { return !own.Get(capability.BOUNDING, c) })), nil
+}
+
+func names(caps []capability.Cap) []string {
+	list := make([]string, len(caps))
+	for i, c := range caps {
+		list[i] = "CAP_" + strings.ToUpper(c.String())
+	}
+	return list
 }
 
 func normalize(option string, names, all []string) ([]string, error) {

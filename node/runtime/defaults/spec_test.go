@@ -12,7 +12,7 @@ import (
 )
 
 func TestCapabilities(t *testing.T) {
-	all, err := supported()
+	all, err := bounding()
 	require.NoError(t, err)
 	without := func(list []string, c string) []string {
 		return slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x == c })
