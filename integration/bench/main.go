@@ -49,6 +49,7 @@ func run() error {
 	root := flag.String("root", ".", "the repository")
 	runs := flag.Int("runs", 21, "pairs of runs; medians are printed")
 	only := flag.String("only", "", "parts to run, separated by commas: start,fanout,dns")
+	picture := flag.String("plot", "", "also draw the figures, as SVG")
 	out := flag.String("json", "", "also write the figures as JSON")
 	flag.Parse()
 	if flag.Arg(0) == "dnsload" && flag.NArg() == 3 {
@@ -83,6 +84,11 @@ func run() error {
 		fmt.Fprintf(os.Stderr, "%s took %v\n", part.name, time.Since(begin).Round(time.Second))
 	}
 	b.print()
+	if *picture != "" {
+		if err := b.plot(*picture); err != nil {
+			return err
+		}
+	}
 	if *out == "" {
 		return nil
 	}
