@@ -3,6 +3,7 @@ package transfer
 import (
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -25,7 +26,7 @@ func (s *swarm) ask(u *supplier) {
 		} else {
 			b = frame(kindNext, r.any...)
 		}
-		r.at = time.Now()
+		r.at, r.before = time.Now(), len(u.asked)
 		if len(u.asked) == 0 {
 			u.lastByte.Store(r.at.UnixNano())
 		}
@@ -53,8 +54,10 @@ func (s *swarm) choose(u *supplier) (request, bool) {
 		s.low++
 	}
 	if u.whole {
-		if m := s.unknownElsewhere(u); m != nil {
+		if m, enough := s.unknownElsewhere(u); m != nil {
 			return request{piece: -1, any: m}, true
+		} else if enough {
+			return request{}, false
 		}
 	}
 	if p, ok := s.rarest(u); ok {
@@ -67,18 +70,23 @@ func (s *swarm) choose(u *supplier) (request, bool) {
 }
 
 // unknownElsewhere is the set of pieces to ask of a holder of all: this holder's share
-// of those that only such holders have.
-func (s *swarm) unknownElsewhere(u *supplier) bitmap {
-	holders, rank := 0, 0
+// of those that only such holders have. All who fetch ask for these, so enough has been
+// asked when this node's part of what is left is under way: more would be answered with
+// what is on its way to others.
+func (s *swarm) unknownElsewhere(u *supplier) (m bitmap, enough bool) {
+	holders, rank, fetchers := 0, 0, 1
 	for _, x := range s.suppliers {
 		if x == u {
 			rank = holders
 		}
-		if x.whole {
+		switch {
+		case x.whole:
 			holders++
+		case x.known:
+			fetchers++
 		}
 	}
-	m := newBitmap(s.f.pieces)
+	m = newBitmap(s.f.pieces)
 	found := 0
 	for i := s.low; i < s.f.pieces; i++ {
 		if s.missing.has(i) && s.inflight[i] == 0 && s.avail[i] == 0 && i%holders == rank {
@@ -87,20 +95,34 @@ func (s *swarm) unknownElsewhere(u *supplier) bitmap {
 		}
 	}
 	// What it may choose for requests it hasn't answered yet is spoken for.
+	spoken := 0
 	for _, r := range u.asked {
 		if r.piece < 0 {
-			found--
+			spoken++
 		}
 	}
-	if found <= 0 {
-		return nil
+	switch {
+	case found <= spoken:
+		return nil, false
+	case spoken > 0 && spoken >= found/fetchers:
+		return nil, true
 	}
-	return m
+	return m, false
 }
 
 // rarest is a piece that the peer has, that isn't under way, and that the fewest others
 // have. Of equals any will do; that all who fetch take different ones is best.
+//
+// What comes in order can be hashed and unpacked while the rest is on its way, and what
+// everybody has is asked for last: so pieces that have been left behind go first.
 func (s *swarm) rarest(u *supplier) (int, bool) {
+	if window := max(minWindow, s.f.pieces/16); s.low+window < s.top {
+		for i := s.low; i < s.top-window; i++ {
+			if s.missing.has(i) && s.inflight[i] == 0 && s.avail[i] > 0 && (u.whole || u.have.has(i)) {
+				return i, true
+			}
+		}
+	}
 	best, ties := -1, 0
 	for i := s.low; i < s.f.pieces; i++ {
 		if !s.missing.has(i) || s.inflight[i] != 0 || !u.whole && !u.have.has(i) || s.avail[i] == 0 && s.promised(i) {
@@ -132,22 +154,39 @@ func (s *swarm) promised(piece int) bool {
 }
 
 // overdue is a piece that the peer has and that another has owed for long, as seen from
-// how fast this one is.
+// how fast the peers usually are. A second copy costs everybody's links what the first
+// does: a peer that merely shares its link with others isn't late.
 func (s *swarm) overdue(u *supplier) (int, bool) {
 	if len(u.asked) > 0 {
 		return 0, false
 	}
-	patience := max(hedgeTime, time.Duration(2*u.perByte*u.pieceSize))
+	usual := s.usual()
 	now := time.Now()
 	for _, x := range s.suppliers {
 		if x == u {
 			continue
 		}
 		for _, r := range x.asked {
+			patience := max(hedgeTime, time.Duration(r.before+1)*lateFactor*usual)
 			if r.piece >= 0 && now.Sub(r.at) > patience && s.inflight[r.piece] == 1 && s.missing.has(r.piece) && (u.whole || u.have.has(r.piece)) {
 				return r.piece, true
 			}
 		}
 	}
 	return 0, false
+}
+
+// usual is how long a piece takes from the middle one of the peers; 0 is unknown.
+func (s *swarm) usual() time.Duration {
+	var took []float64
+	for _, u := range s.suppliers {
+		if u.perByte > 0 {
+			took = append(took, u.perByte*u.pieceSize)
+		}
+	}
+	if len(took) == 0 {
+		return 0
+	}
+	slices.Sort(took)
+	return time.Duration(took[(len(took)-1)/2])
 }

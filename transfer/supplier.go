@@ -34,9 +34,10 @@ type supplier struct {
 
 // request is for a piece, or for any of a set.
 type request struct {
-	piece int    // -1 while the peer hasn't chosen
-	any   bitmap // nil if a piece was asked for
-	at    time.Time
+	piece  int    // -1 while the peer hasn't chosen
+	any    bitmap // nil if a piece was asked for
+	at     time.Time
+	before int // how many others it had to wait for
 }
 
 var pieceBuffers = sync.Pool{New: func() any { return new([maxPiece]byte) }}

@@ -19,6 +19,9 @@ const (
 	// hedgeTime is how long nothing may arrive before one more peer is tried than there
 	// are pieces to ask for.
 	hedgeTime = 250 * time.Millisecond
+	// lateFactor is how many times the usual time a piece may take before an idle peer
+	// is asked for it, too.
+	lateFactor = 3
 	// stallTime is how long a peer that owes something may send nothing before it is
 	// replaced, if there are others; stallLimit is for the last one.
 	stallTime  = 700 * time.Millisecond
@@ -33,6 +36,8 @@ const (
 	connectTime = 3 * time.Second
 	// aheadTime is how much is asked of a peer in advance, in terms of its rate.
 	aheadTime = 250 * time.Millisecond
+	// minWindow is how many pieces what has come may at least be scattered over.
+	minWindow = 16
 	minAhead  = 2
 	maxAhead  = 8
 )
@@ -64,6 +69,7 @@ type swarm struct {
 	missing  bitmap
 	left     int // pieces of missing
 	low      int // no piece before it is missing
+	top      int // every piece from it on is
 	inflight []int8
 	avail    []uint16 // how many suppliers that aren't whole have a piece
 	done     int64
@@ -95,6 +101,7 @@ func newSwarm(f *fetch, g *progress, w Writer, only string, report func(int64)) 
 	have, _ := g.snapshot()
 	for i := range f.pieces {
 		if have.has(i) {
+			s.top = i + 1
 			s.done += int64(pieceLen(f.size, i))
 		} else {
 			s.missing.set(i)
@@ -392,6 +399,7 @@ func (s *swarm) onPiece(u *supplier, piece int, fresh bool, n pieceNote) {
 	if fresh {
 		s.missing.unset(piece)
 		s.left--
+		s.top = max(s.top, piece+1)
 		s.done += int64(length)
 		s.notes.sums[piece] = n
 		s.f.bytes[u.peer] += int64(length)

@@ -285,7 +285,7 @@ func readDataHead(r io.Reader, size, pieces int) (dataHead, int, error) {
 // shall be some hundreds of a blob that is worth the trouble.
 func pieceSize(size int64) int64 {
 	unit := int64(minPiece)
-	for unit < maxPiece && size/unit > 256 {
+	for unit < maxPiece && size/unit > 512 {
 		unit *= 2
 	}
 	return unit

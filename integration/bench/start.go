@@ -19,9 +19,14 @@ import (
 
 // images makes the archives that both engines load.
 func (b *bench) images(root string) error {
+	web := filepath.Join(root, "bin/webapp")
+	fi, err := os.Stat(web)
+	if err != nil {
+		return err
+	}
 	for _, args := range [][]string{
 		{"-o", filepath.Join(b.tmp, "busybox.tar"), "-busybox"},
-		{"-o", filepath.Join(b.tmp, "big.tar"), "-ref", "big:1", "-cmd", "/web", "-pad", "128MiB", "/web=" + filepath.Join(root, "bin/webapp")},
+		{"-o", filepath.Join(b.tmp, "big.tar"), "-ref", "big:1", "-cmd", "/web", "-pad", strconv.FormatInt(fanoutSize-fi.Size(), 10), "/web=" + web},
 	} {
 		if out, err := exec.Command(filepath.Join(root, "bin/mkimage"), args...).CombinedOutput(); err != nil {
 			return fmt.Errorf("make an image: %w: %s", err, out)

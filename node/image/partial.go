@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/transfer"
@@ -56,6 +57,8 @@ type partial struct {
 	noted  int64         // what the note says
 	hash   hash.Hash     // of the bytes before hashed
 	hashed int64         //
+	busy   int64         // up to where somebody reads back for the hash, without mu; 0 if nobody does
+	again  bool          // bytes before busy were overwritten meanwhile
 	grown  chan struct{} // closed and replaced when have or ended changes
 	ended  bool
 	how    outcome
@@ -165,6 +168,8 @@ func (p *partial) WriteAt(b []byte, off int64) (int, error) {
 	if n > 0 {
 		p.mark(span{off, off + int64(n)})
 		switch {
+		case p.busy > 0:
+			p.again = p.again || off < p.busy
 		case off == p.hashed:
 			p.hash.Write(b[:n])
 			p.hashed += int64(n)
@@ -173,6 +178,7 @@ func (p *partial) WriteAt(b []byte, off int64) (int, error) {
 			p.hashed = 0
 		}
 		p.wake()
+		p.catchUp()
 	}
 	if err == nil && p.sparse && p.prefix()-p.noted >= noteEvery {
 		return n, p.note()
@@ -181,6 +187,41 @@ func (p *partial) WriteAt(b []byte, off int64) (int, error) {
 		err = api.Internal("store blob %s: %w", p.want.Digest, err)
 	}
 	return n, err
+}
+
+// hashStep is how much is read back at a time for the hash.
+const hashStep = 256 << 10
+
+// catchUp hashes what pieces that came out of order have joined to the front, so that
+// Commit finds little left to read, and has the kernel begin to write it to disk. It is
+// called with io held for reading and mu held, which it lets go of meanwhile.
+func (p *partial) catchUp() {
+	if p.busy > 0 || p.prefix() <= p.hashed {
+		return
+	}
+	p.again = false
+	buf := make([]byte, hashStep)
+	for !p.again && p.hashed < p.prefix() {
+		from := p.hashed
+		part := buf[:min(hashStep, p.prefix()-from)]
+		p.busy = from + int64(len(part))
+		p.mu.Unlock()
+		_, err := p.f.ReadAt(part, from)
+		if err == nil {
+			p.hash.Write(part)
+			_ = unix.SyncFileRange(int(p.f.Fd()), from, int64(len(part)), unix.SYNC_FILE_RANGE_WRITE) // a hint
+		}
+		p.mu.Lock()
+		if err != nil {
+			p.again = true // Commit will meet the error, too
+			break
+		}
+		p.hashed = from + int64(len(part))
+	}
+	if p.busy = 0; p.again {
+		p.hash.Reset()
+		p.hashed = 0
+	}
 }
 
 // beforeWrite makes sure that a process after this one knows which bytes to trust.
