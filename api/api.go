@@ -39,6 +39,8 @@ type (
 	PruneImagesReport     = apiv1.PruneImagesReport
 	ImageDeletion         = apiv1.ImageDeletion
 	PullOptions           = apiv1.PullOptions
+	PushOptions           = apiv1.PushOptions
+	PushResult            = apiv1.PushResult
 	LoadOptions           = apiv1.LoadOptions
 	ImportOptions         = apiv1.ImportOptions
 	NetworkInspectOptions = apiv1.NetworkInspectOptions

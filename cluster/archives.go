@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 
 	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/cluster/catalog"
@@ -17,8 +19,9 @@ import (
 // show what it brought.
 const publishWithin = 5 * time.Second
 
-// PullImage implements api.Archives: this node fetches what the cluster has; else it
-// looks where a single node would.
+// PullImage implements api.Archives: this node does it, and what the name means there
+// afterwards it means in the whole cluster. The registry decides; where it can't, the
+// name goes on meaning what the cluster means by it.
 func (r *Router) PullImage(ctx context.Context, o api.PullOptions) (api.Stream[api.Progress], error) {
 	e, err := r.local(ctx)
 	if err != nil {
@@ -28,13 +31,13 @@ func (r *Router) PullImage(ctx context.Context, o api.PullOptions) (api.Stream[a
 	if err != nil {
 		return nil, err
 	}
-	if o.Digest == "" {
+	if o.Digest == "" && o.Known == "" {
 		c, err := r.image(ctx, name)
 		if err != nil && !errdefs.IsNotFound(err) {
 			return nil, err
 		}
 		if err == nil {
-			o.Digest = c.digest
+			o.Known = c.digest
 		}
 	}
 	s, err := e.PullImage(ctx, o)
@@ -42,6 +45,98 @@ func (r *Router) PullImage(ctx context.Context, o api.PullOptions) (api.Stream[a
 		return nil, err
 	}
 	return r.publishing(ctx, e, s, name), nil
+}
+
+// PushImage implements api.Archives: from a node that holds the image by that name,
+// this one if it does; else this one fetches it first.
+func (r *Router) PushImage(ctx context.Context, o api.PushOptions) (api.Stream[api.Progress], error) {
+	named, err := reference.ParseNormalizedNamed(o.Ref)
+	if err != nil {
+		return nil, api.InvalidArgument("invalid reference format")
+	}
+	if _, ok := named.(reference.Digested); ok {
+		return nil, api.InvalidArgument("cannot push a digest reference")
+	}
+	tags, err := r.tagsOf(ctx, named)
+	if err != nil {
+		return nil, err
+	}
+	if len(tags) == 1 {
+		o.Ref = tags[0]
+		return r.pushTag(ctx, o)
+	}
+	out, send, finish := api.Pipe[api.Progress](ctx)
+	go func() { finish(r.pushTags(ctx, o, tags, send)) }()
+	return out, nil
+}
+
+// tagsOf are the cluster's names that are to be pushed; never none.
+func (r *Router) tagsOf(ctx context.Context, named reference.Named) ([]string, error) {
+	r.sync(ctx, listSync)
+	want := reference.FamiliarString(named)
+	if !reference.IsNameOnly(named) {
+		return []string{want}, nil
+	}
+	var tags []string
+	for _, c := range clusterImages(r.reader.View()) {
+		for _, name := range c.names {
+			if repository(name) == want {
+				tags = append(tags, name)
+			}
+		}
+	}
+	if len(tags) == 0 {
+		return nil, api.NotFound("An image does not exist locally with the tag: %s", want)
+	}
+	slices.Sort(tags)
+	return slices.Compact(tags), nil
+}
+
+// pushTags pushes one tag after the other into one stream.
+func (r *Router) pushTags(ctx context.Context, o api.PushOptions, tags []string, send func(api.Progress) error) error {
+	for _, tag := range tags {
+		o.Ref = tag
+		s, err := r.pushTag(ctx, o)
+		if err != nil {
+			return err
+		}
+		for line, err := range api.All(s) {
+			if err == nil {
+				err = send(line)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *Router) pushTag(ctx context.Context, o api.PushOptions) (api.Stream[api.Progress], error) {
+	c, err := r.image(ctx, o.Ref)
+	if errdefs.IsNotFound(err) {
+		return nil, api.NotFound("An image does not exist locally with the tag: %s", repository(o.Ref))
+	}
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := r.holders(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range nodes {
+		if slices.Contains(c.holders[n.ID], o.Ref) {
+			return n.PushImage(ctx, o)
+		}
+	}
+	e, err := r.local(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := fetch(ctx, e, o.Ref, c.digest, o.Platform); err != nil {
+		return nil, err
+	}
+	return e.PushImage(ctx, o)
 }
 
 // LoadImages implements api.Archives: into this node, for the whole cluster.

@@ -18,6 +18,7 @@ want git git
 want haproxy haproxy
 want dnsutils dig
 want skopeo skopeo
+want docker-registry docker-registry
 want procps ps
 [ -e /usr/lib/python3/dist-packages/docker ] || need+=(python3-docker)
 if ! command -v docker >/dev/null 2>&1 && [ ! -x /usr/bin/docker ]; then

@@ -189,8 +189,8 @@ func (n *Node) imageChanged(action, id, name string) {
 	if name != "" {
 		a["name"] = name
 	}
-	if action == string(events.ActionPull) && name != "" {
-		id = name // Docker names a pulled image by its reference
+	if (action == string(events.ActionPull) || action == string(events.ActionPush)) && name != "" {
+		id = name // Docker names an image that came or went by its reference
 	}
 	n.journal.add(events.ImageEventType, events.Action(action), id, a)
 }
@@ -198,6 +198,11 @@ func (n *Node) imageChanged(action, id, name string) {
 // PullImage implements api.Archives.
 func (n *Node) PullImage(ctx context.Context, o api.PullOptions) (api.Stream[api.Progress], error) {
 	return n.images.Pull(ctx, o)
+}
+
+// PushImage implements api.Archives.
+func (n *Node) PushImage(ctx context.Context, o api.PushOptions) (api.Stream[api.Progress], error) {
+	return n.images.Push(ctx, o)
 }
 
 // LoadImages implements api.Archives.

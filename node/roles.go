@@ -22,11 +22,12 @@ type Images interface {
 	// Remove untags or deletes. inUse names the containers (by short ID) that need an image.
 	Remove(ctx context.Context, ref string, o api.ImageRemoveOptions, inUse func(id digest.Digest) []string) ([]image.DeleteResponse, error)
 	Pull(ctx context.Context, o api.PullOptions) (api.Stream[api.Progress], error)
+	Push(ctx context.Context, o api.PushOptions) (api.Stream[api.Progress], error)
 	Load(ctx context.Context, archive io.Reader, o api.LoadOptions) (api.Stream[api.Progress], error)
 	Import(ctx context.Context, tar io.Reader, o api.ImportOptions) (api.Stream[api.Progress], error)
 	Save(ctx context.Context, refs []string, p api.Platform) (io.ReadCloser, error)
 	// OnChange registers a function called after each change with Docker's action
-	// (load, import, pull, tag, untag, delete), the image's ID and, where there is one, its name.
+	// (load, import, pull, push, tag, untag, delete), the image's ID and, where there is one, its name.
 	// It is called before Run and never concurrently with itself.
 	OnChange(func(action, id, name string))
 

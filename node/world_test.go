@@ -179,6 +179,10 @@ func (f fakeImages) Pull(context.Context, api.PullOptions) (api.Stream[api.Progr
 	return nil, api.Unavailable("no registry")
 }
 
+func (f fakeImages) Push(context.Context, api.PushOptions) (api.Stream[api.Progress], error) {
+	return nil, api.NotImplemented("no registries")
+}
+
 func (f fakeImages) Load(context.Context, io.Reader, api.LoadOptions) (api.Stream[api.Progress], error) {
 	return nil, api.Unavailable("no store")
 }

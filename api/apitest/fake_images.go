@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/opencontainers/go-digest"
@@ -225,6 +226,9 @@ func (f *Fake) PullImage(ctx context.Context, o api.PullOptions) (api.Stream[api
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	archive, ok := f.remote[full]
+	if i := f.images[digest.Digest(o.Known)]; !ok && i != nil {
+		return f.keep(ctx, i, full)
+	}
 	if !ok {
 		return nil, api.NotFound("pull access denied for %s, repository does not exist or may require 'docker login'",
 			strings.Split(familiar(full), ":")[0])
@@ -243,6 +247,70 @@ func (f *Fake) PullImage(ctx context.Context, o api.PullOptions) (api.Stream[api
 	return said(ctx, api.Progress{Status: "Pulling from " + familiar(full), ID: "latest"},
 		api.Progress{Status: "Digest: " + images[0].id.String()},
 		api.Progress{Status: "Status: Downloaded newer image for " + familiar(full)}), nil
+}
+
+// keep answers a pull with an image that is here. The lock is held.
+func (f *Fake) keep(ctx context.Context, i *fakeImage, full string) (api.Stream[api.Progress], error) {
+	if err := f.add(i, []string{full}); err != nil {
+		return nil, err
+	}
+	return said(ctx, api.Progress{Status: "Digest: " + i.id.String()},
+		api.Progress{Status: "Status: Image is up to date for " + familiar(full)}), nil
+}
+
+// PushImage implements api.Archives: what was pushed can be pulled.
+func (f *Fake) PushImage(ctx context.Context, o api.PushOptions) (api.Stream[api.Progress], error) {
+	named, err := reference.ParseNormalizedNamed(o.Ref)
+	if err != nil {
+		return nil, api.InvalidArgument("invalid reference format: %q", o.Ref)
+	}
+	if _, ok := named.(reference.Digested); ok {
+		return nil, api.InvalidArgument("cannot push a digest reference")
+	}
+	f.mu.Lock()
+	tags := map[string]digest.Digest{} // what they mean, by full reference
+	for full, id := range f.tags {
+		if n, err := reference.ParseNormalizedNamed(full); err == nil &&
+			(full == named.String() || reference.IsNameOnly(named) && n.Name() == named.Name()) {
+			tags[full] = id
+		}
+	}
+	f.mu.Unlock()
+	if len(tags) == 0 {
+		return nil, api.NotFound("An image does not exist locally with the tag: %s", reference.FamiliarName(named))
+	}
+	lines := []api.Progress{{Status: "The push refers to repository [" + named.Name() + "]"}}
+	for _, full := range slices.Sorted(maps.Keys(tags)) {
+		more, err := f.push(ctx, full, tags[full])
+		if err != nil {
+			return nil, err
+		}
+		lines = append(lines, more...)
+	}
+	return said(ctx, lines...), nil
+}
+
+func (f *Fake) push(ctx context.Context, full string, id digest.Digest) ([]api.Progress, error) {
+	r, err := f.SaveImages(ctx, []string{full}, api.Platform{})
+	if err != nil {
+		return nil, err
+	}
+	archive, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("read archive: %w", err)
+	}
+	if err := f.Serve(full, archive); err != nil {
+		return nil, err
+	}
+	tag := full[strings.LastIndexByte(full, ':')+1:]
+	raw, err := json.Marshal(api.PushResult{Tag: tag, Digest: id.String(), Size: len(archive)})
+	if err != nil {
+		return nil, fmt.Errorf("encode result: %w", err)
+	}
+	aux := json.RawMessage(raw)
+	return []api.Progress{
+		{Status: fmt.Sprintf("%s: digest: %s size: %d", tag, id, len(archive))}, {Aux: &aux},
+	}, nil
 }
 
 // LoadImages implements api.Archives.

@@ -112,8 +112,12 @@ type Images interface {
 // Archives move images into and out of the engine. Their progress streams fail
 // with an error from the call itself if nothing was done yet, else from Recv.
 type Archives interface {
-	// PullImage makes the engine hold an image, from peers first.
+	// PullImage makes the engine hold an image: what the registry means by a tag now,
+	// or else what the engine knows of it; the bytes come from peers first.
 	PullImage(ctx context.Context, o PullOptions) (Stream[Progress], error)
+	// PushImage sends an image to the registry that its name says. The stream ends
+	// with a PushResult for each tag. NotFound if the name means nothing here.
+	PushImage(ctx context.Context, o PushOptions) (Stream[Progress], error)
 	// LoadImages reads a docker-save or OCI layout archive, plain or compressed.
 	LoadImages(ctx context.Context, archive io.Reader, o LoadOptions) (Stream[Progress], error)
 	// ImportImage makes a one-layer image of a root file system tar.

@@ -102,11 +102,26 @@ type PruneImagesReport struct {
 type ImageDeletion struct{ Untagged, Deleted string }
 
 // PullOptions name an image. Digest, if set, is the manifest's and pins what Ref
-// will mean on this engine.
+// will mean on this engine. Known, if set, is what Ref shall mean if its registry
+// can't be asked or doesn't know.
 type PullOptions struct {
-	Ref, Digest string
-	Platform    Platform
-	Auth        registry.AuthConfig
+	Ref, Digest, Known string
+	Platform           Platform
+	Auth               registry.AuthConfig
+}
+
+// PushOptions name what is pushed: a tag, or by a name without one all tags of a
+// repository. Of an index, the zero Platform pushes all that is there.
+type PushOptions struct {
+	Ref      string
+	Platform Platform
+	Auth     registry.AuthConfig
+}
+
+// PushResult is what the aux field of a push's progress says of each tag.
+type PushResult struct {
+	Tag, Digest string
+	Size        int // of the manifest
 }
 
 // LoadOptions of an archive.

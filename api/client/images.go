@@ -111,14 +111,49 @@ func (c *Client) PullImage(ctx context.Context, o api.PullOptions) (api.Stream[a
 	}
 	r := request{
 		method: http.MethodPost, path: "/images/create",
-		query: query().str("fromImage", repo).str("tag", tag).platform(o.Platform).str("shoal-digest", o.Digest).Values,
+		query: query().str("fromImage", repo).str("tag", tag).platform(o.Platform).
+			str("shoal-digest", o.Digest).str("shoal-known", o.Known).Values,
 	}
-	if o.Auth != (registry.AuthConfig{}) {
-		auth, err := authconfig.Encode(o.Auth)
-		if err != nil {
-			return nil, api.InvalidArgument("encode credentials: %w", err)
+	if r.header, err = authHeader(o.Auth); err != nil {
+		return nil, err
+	}
+	return c.progress(ctx, r)
+}
+
+// authHeader carries credentials for a registry; nil if there are none.
+func authHeader(a registry.AuthConfig) (http.Header, error) {
+	if a == (registry.AuthConfig{}) {
+		return nil, nil
+	}
+	auth, err := authconfig.Encode(a)
+	if err != nil {
+		return nil, api.InvalidArgument("encode credentials: %w", err)
+	}
+	return http.Header{registry.AuthHeader: {auth}}, nil
+}
+
+// PushImage implements api.Archives.
+func (c *Client) PushImage(ctx context.Context, o api.PushOptions) (api.Stream[api.Progress], error) {
+	named, err := reference.ParseNormalizedNamed(o.Ref)
+	if err != nil {
+		return nil, api.InvalidArgument("invalid reference format: %q", o.Ref)
+	}
+	tag := ""
+	if !reference.IsNameOnly(named) {
+		if _, tag, err = splitTag(o.Ref); err != nil {
+			return nil, err
 		}
-		r.header = http.Header{registry.AuthHeader: {auth}}
+	}
+	name, err := segment("image", reference.FamiliarName(named))
+	if err != nil {
+		return nil, err
+	}
+	r := request{
+		method: http.MethodPost, path: "/images/" + name + "/push",
+		query: query().str("tag", tag).ociPlatform(o.Platform).Values,
+	}
+	if r.header, err = authHeader(o.Auth); err != nil {
+		return nil, err
 	}
 	return c.progress(ctx, r)
 }

@@ -14,6 +14,9 @@ import (
 // digestParam pins what a reference will mean after a pull.
 const digestParam = "shoal-digest"
 
+// knownParam says what a reference shall mean after a pull if its registry can't tell.
+const knownParam = "shoal-known"
+
 func archiveRoutes() []route {
 	platform := param{"platform", "string", "JSON of an OCI platform"}
 	return []route{
@@ -21,8 +24,12 @@ func archiveRoutes() []route {
 			query: []param{{"fromImage", "string", "reference to pull"}, {"fromSrc", "string", "- imports the body"},
 				{"repo", "string", "name of what is imported"}, {"tag", "string", "tag or digest"},
 				{"message", "string", "of what is imported"}, {"changes", "string", "Dockerfile instructions, repeatable"},
-				{"platform", "string", "os/architecture/variant"}, {digestParam, "string", "digest of the manifest"}},
+				{"platform", "string", "os/architecture/variant"}, {digestParam, "string", "digest of the manifest"},
+				{knownParam, "string", "digest of the manifest if the registry can't tell"}},
 			body: tarType, status: 200, answer: jsonLines, handle: createImage},
+		{method: "POST", path: "/images/{name...}/push", id: "ImagePush", doc: "Push an image to its registry",
+			query:  []param{{"tag", "string", "all tags if empty"}, platform},
+			status: 200, answer: jsonLines, handle: pushImage},
 		{method: "POST", path: "/images/load", id: "ImageLoad", doc: "Load images from an archive",
 			query: []param{{"quiet", "boolean", "without progress"}, platform},
 			body:  tarType, status: 200, answer: jsonLines, handle: loadImages},
@@ -46,12 +53,29 @@ func createImage(c *call) error {
 	if o.Ref, err = joinTag(c.query.Get("fromImage"), c.query.Get("tag")); err != nil {
 		return err
 	}
-	if o.Digest = c.query.Get(digestParam); o.Digest != "" {
-		if _, err := digest.Parse(o.Digest); err != nil {
-			return api.InvalidArgument("invalid %s: %w", digestParam, err)
+	for param, to := range map[string]*string{digestParam: &o.Digest, knownParam: &o.Known} {
+		if *to = c.query.Get(param); *to == "" {
+			continue
+		}
+		if _, err := digest.Parse(*to); err != nil {
+			return api.InvalidArgument("invalid %s: %w", param, err)
 		}
 	}
 	return c.progress(c.engine.PullImage(c.r.Context(), o))
+}
+
+func pushImage(c *call) error {
+	p, err := c.platform()
+	if err != nil {
+		return err
+	}
+	o := api.PushOptions{Ref: c.arg, Platform: p, Auth: registryAuth(c.r.Header.Get(registry.AuthHeader))}
+	if tag := c.query.Get("tag"); tag != "" {
+		if o.Ref, err = joinTag(c.arg, tag); err != nil {
+			return err
+		}
+	}
+	return c.progress(c.engine.PushImage(c.r.Context(), o))
 }
 
 // registryAuth reads X-Registry-Auth; what can't be read means anonymous, as it

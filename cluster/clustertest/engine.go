@@ -69,10 +69,15 @@ func (h *Host) holder(ctx context.Context, ref string) *Host {
 	return nil
 }
 
-// PullImage takes the image with the digest from another host, if one has it.
+// PullImage takes the image with the digest from another host, if one has it. A tag
+// means what the registry says, if it knows.
 func (h *Host) PullImage(ctx context.Context, o api.PullOptions) (api.Stream[api.Progress], error) {
 	if o.Digest == "" {
-		return h.Fake.PullImage(ctx, o)
+		s, err := h.Fake.PullImage(ctx, o)
+		if !errdefs.IsNotFound(err) || o.Known == "" {
+			return s, err
+		}
+		o.Digest = o.Known
 	}
 	if _, err := h.InspectImage(ctx, o.Digest, api.ImageInspectOptions{}); errdefs.IsNotFound(err) {
 		from := h.holder(ctx, o.Digest)

@@ -5,31 +5,54 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/transfer"
 )
 
 // fetch makes the store hold a blob, which the caller has leased, by asking every
 // fetcher in turn. NotFound if none has it. Callers that want a blob at once share
 // the transfer.
 func (s *Store) fetch(ctx context.Context, want ocispec.Descriptor) error {
+	return s.fetchOr(ctx, want, nil)
+}
+
+// fetchOr is fetch that at last asks one fetcher more, which may be nil. If the
+// transfer of another caller fails, who may have had less to show to a registry, a
+// caller tries for itself.
+func (s *Store) fetchOr(ctx context.Context, want ocispec.Descriptor, last transfer.Fetcher) error {
 	if err := checkDigest(want.Digest); err != nil {
 		return err
 	}
-	if s.has(want.Digest) {
-		return nil
+	for {
+		if s.has(want.Digest) {
+			return nil
+		}
+		var mine atomic.Bool
+		err := s.fetches.do(ctx, want.Digest, func(ctx context.Context) error {
+			mine.Store(true)
+			return s.fetchNow(ctx, want, last)
+		})
+		if err == nil || mine.Load() || last == nil || ctx.Err() != nil {
+			return err
+		}
 	}
-	return s.fetches.do(ctx, want.Digest, func(ctx context.Context) error { return s.fetchNow(ctx, want) })
 }
 
-func (s *Store) fetchNow(ctx context.Context, want ocispec.Descriptor) error {
+func (s *Store) fetchNow(ctx context.Context, want ocispec.Descriptor, last transfer.Fetcher) error {
+	fetchers := s.cfg.Fetchers
+	if last != nil {
+		fetchers = append(slices.Clone(fetchers), last)
+	}
 	var failed []error
-	for i, f := range s.cfg.Fetchers {
+	for i, f := range fetchers {
 		if s.has(want.Digest) {
 			return nil
 		}

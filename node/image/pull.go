@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/node/image/registry"
 	"github.com/shoal-engine/shoal/transfer"
 )
 
@@ -26,10 +28,13 @@ type pull struct {
 	named  reference.Named // what was asked for, with its tag or digest
 	target digest.Digest   // of the manifest or index that it means
 	p      api.Platform
+	repo   *registry.Repository // where the name says that the image is; nil if no registries are reached
 }
 
 // Pull makes the store hold what a name means: o.Digest if the caller knows it, else
-// what Config.Resolve says. What is missing is asked of Config.Fetchers.
+// what the registry says now, else, if the registry can't be asked or doesn't know,
+// what Config.Resolve or o.Known say or it means here. What is missing is asked of
+// Config.Fetchers and then of the registry.
 func (s *Store) Pull(ctx context.Context, o api.PullOptions) (api.Stream[api.Progress], error) {
 	named, err := reference.ParseNormalizedNamed(o.Ref)
 	if err != nil {
@@ -39,7 +44,10 @@ func (s *Store) Pull(ctx context.Context, o api.PullOptions) (api.Stream[api.Pro
 	return s.start(ctx, func(ctx context.Context, f *feed) error {
 		p := &pull{s: s, l: s.lease(), f: f, named: named, p: platform(o.Platform, s.cfg.Platform)}
 		defer p.l.release()
-		if err := p.resolve(ctx, digest.Digest(o.Digest)); err != nil {
+		if s.cfg.Registry != nil {
+			p.repo = s.cfg.Registry.Repository(named, o.Auth)
+		}
+		if err := p.resolve(ctx, digest.Digest(o.Digest), digest.Digest(o.Known)); err != nil {
 			return err
 		}
 		return p.run(transfer.PartOf(ctx, p.target))
@@ -52,32 +60,74 @@ func denied(n reference.Named) error {
 }
 
 // resolve finds out which manifest is meant.
-func (p *pull) resolve(ctx context.Context, pinned digest.Digest) error {
+func (p *pull) resolve(ctx context.Context, pinned, known digest.Digest) error {
 	if c, ok := p.named.(reference.Canonical); ok {
 		if pinned != "" && pinned != c.Digest() {
 			return api.InvalidArgument("%s is not %s", p.named, pinned)
 		}
 		pinned = c.Digest()
 	}
-	if pinned == "" && p.s.cfg.Resolve != nil {
-		d, err := p.s.cfg.Resolve(ctx, p.named.String())
-		if err != nil && !errdefs.IsNotFound(err) {
+	if pinned == "" {
+		var err error
+		if known, err = p.known(ctx, known); err != nil {
 			return err
 		}
-		if err == nil {
-			pinned = digest.Digest(d)
+		if pinned, err = p.ask(ctx, known); err != nil {
+			return err
 		}
-	}
-	if pinned == "" { // then it means what it means here
-		p.s.mu.Lock()
-		pinned = p.s.names[p.named.String()].Target
-		p.s.mu.Unlock()
 	}
 	if pinned == "" {
 		return denied(p.named)
 	}
 	p.target = pinned
 	return checkDigest(pinned)
+}
+
+// known is what the tag means without its registry: in the cluster, or else here.
+// Empty if it means nothing.
+func (p *pull) known(ctx context.Context, known digest.Digest) (digest.Digest, error) {
+	if known != "" {
+		return known, nil
+	}
+	if p.s.cfg.Resolve != nil {
+		d, err := p.s.cfg.Resolve(ctx, p.named.String())
+		if err == nil {
+			return digest.Digest(d), nil
+		}
+		if !errdefs.IsNotFound(err) {
+			return "", err
+		}
+	}
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	return p.s.names[p.named.String()].Target, nil
+}
+
+// askWithin bounds how long a registry is waited for when there is another answer.
+const askWithin = 5 * time.Second
+
+// ask asks the registry what the tag means now. If it can't tell, what is known is
+// good enough.
+func (p *pull) ask(ctx context.Context, known digest.Digest) (digest.Digest, error) {
+	tagged, ok := p.named.(reference.Tagged)
+	if p.s.cfg.Registry == nil || !ok {
+		return known, nil
+	}
+	asking := ctx
+	if known != "" {
+		var cancel context.CancelFunc
+		asking, cancel = context.WithTimeout(ctx, askWithin)
+		defer cancel()
+	}
+	d, err := p.repo.Resolve(asking, tagged.Tag())
+	switch {
+	case err == nil:
+		return d.Digest, nil
+	case known == "" || ctx.Err() != nil:
+		return "", err
+	}
+	p.s.log.Info("registry passed over", "name", p.named.String(), "known", known.String(), "error", err)
+	return known, nil
 }
 
 func (p *pull) run(ctx context.Context) error {
@@ -178,8 +228,8 @@ func (p *pull) fetchDocuments(ctx context.Context) (*addition, error) {
 	manifest := target
 	for range 3 {
 		p.l.hold(manifest.Digest)
-		err := p.s.fetch(ctx, bare(manifest))
-		if errdefs.IsNotFound(err) && manifest.Digest == p.target {
+		err := p.fetch(ctx, asManifest(manifest))
+		if errdefs.IsNotFound(err) && manifest.Digest == p.target && p.repo == nil {
 			return nil, denied(p.named)
 		}
 		if err != nil {
@@ -198,7 +248,7 @@ func (p *pull) fetchDocuments(ctx context.Context) (*addition, error) {
 		}
 		if doc.manifest != nil {
 			p.l.hold(doc.manifest.Config.Digest)
-			if err := p.s.fetch(ctx, bare(doc.manifest.Config)); err != nil {
+			if err := p.fetch(ctx, bare(doc.manifest.Config)); err != nil {
 				return nil, err
 			}
 			add, err := p.s.addition(target, manifest)
@@ -209,6 +259,26 @@ func (p *pull) fetchDocuments(ctx context.Context) (*addition, error) {
 		}
 	}
 	return nil, api.InvalidArgument("manifest %s: indexes are nested too deeply", p.target)
+}
+
+// fetch fetches from wherever, the registry last.
+func (p *pull) fetch(ctx context.Context, d ocispec.Descriptor) error {
+	if p.repo == nil {
+		return p.s.fetch(ctx, d)
+	}
+	return p.s.fetchOr(ctx, d, p.repo)
+}
+
+// asManifest makes sure that a manifest is asked for as one: registries keep them
+// apart from blobs.
+func asManifest(d ocispec.Descriptor) ocispec.Descriptor {
+	d = bare(d)
+	switch d.MediaType {
+	case ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, dockerManifest, dockerManifestList:
+	default:
+		d.MediaType = ocispec.MediaTypeImageManifest
+	}
+	return d
 }
 
 // layers fetches and unpacks what is missing, both at once, and gives the image its
@@ -273,7 +343,7 @@ func (p *pull) fetchLayer(ctx context.Context, r layerRef, a *arrival) (err erro
 		a.begin()
 		m.at(n)
 	})()
-	if err := p.s.fetch(ctx, bare(r.Desc)); err != nil {
+	if err := p.fetch(ctx, bare(r.Desc)); err != nil {
 		return err
 	}
 	p.f.status(m.id, "Download complete")

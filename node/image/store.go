@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/node/image/registry"
 	"github.com/shoal-engine/shoal/transfer"
 )
 
@@ -26,7 +27,10 @@ type Config struct {
 	Fetchers []transfer.Fetcher
 	// Resolve says which manifest a name (normalized, with its tag) means; NotFound
 	// if nobody knows it. It may be nil.
-	Resolve  func(ctx context.Context, ref string) (digest string, err error)
+	Resolve func(ctx context.Context, ref string) (digest string, err error)
+	// Registry is asked what a tag means now, and for blobs after all Fetchers; nil
+	// for none.
+	Registry *registry.Client
 	Platform api.Platform // zero is this host's
 	Limits   Limits
 	Logger   *slog.Logger // nil discards

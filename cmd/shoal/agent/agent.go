@@ -20,6 +20,7 @@ import (
 	"github.com/shoal-engine/shoal/cmd/shoal/config"
 	"github.com/shoal-engine/shoal/node"
 	"github.com/shoal-engine/shoal/node/image"
+	"github.com/shoal-engine/shoal/node/image/registry"
 	"github.com/shoal-engine/shoal/node/network"
 	"github.com/shoal-engine/shoal/node/supervisor"
 	"github.com/shoal-engine/shoal/transfer"
@@ -32,14 +33,15 @@ type Agent struct {
 	log     *slog.Logger
 	version string
 
-	key     ed25519.PrivateKey
-	id      string // the peer ID that the key proves
-	images  *image.Store
-	network *network.Network
-	node    *node.Node
-	front   *front
-	peers   *peerSource // where images come from
-	gateway chan netip.Addr
+	key      ed25519.PrivateKey
+	id       string // the peer ID that the key proves
+	registry *registry.Client
+	images   *image.Store
+	network  *network.Network
+	node     *node.Node
+	front    *front
+	peers    *peerSource // where images come from
+	gateway  chan netip.Addr
 
 	control, bulk *p2p.Host // made of one key, on two ports
 	cluster       *cluster.Cluster
@@ -102,7 +104,8 @@ func (a *Agent) serveCluster(ctx context.Context) error {
 // close lets go of what build took.
 func (a *Agent) close() {
 	for what, err := range map[string]error{
-		"control": a.control.Close(), "bulk": a.bulk.Close(), "images": a.images.Close(), "network": a.network.Close(),
+		"control": a.control.Close(), "bulk": a.bulk.Close(), "images": a.images.Close(), "registries": a.registry.Close(),
+		"network": a.network.Close(),
 	} {
 		if err != nil {
 			a.log.Warn("not closed in order", "part", what, "err", err)
@@ -117,8 +120,14 @@ func (a *Agent) build(ctx context.Context) (err error) {
 		return fmt.Errorf("the node's identity: %w", err)
 	}
 	a.id = p2p.PeerID(a.key.Public().(ed25519.PublicKey))
+	a.registry, err = registry.New(registry.Config{
+		Mirrors: a.cfg.Registry.Mirrors, Insecure: a.cfg.Registry.Insecure, UserAgent: "shoal/" + a.version, Logger: a.log,
+	})
+	if err != nil {
+		return err
+	}
 	a.images, err = image.Open(image.Config{
-		Root: data("images"), Fetchers: []transfer.Fetcher{a.peers}, Resolve: a.resolveImage, Logger: a.log,
+		Root: data("images"), Fetchers: []transfer.Fetcher{a.peers}, Resolve: a.resolveImage, Registry: a.registry, Logger: a.log,
 	})
 	if err != nil {
 		return err

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/shoal-engine/shoal/node/image/registry"
 )
 
 // DefaultPath is where the agent looks unless told otherwise; the file may be absent.
@@ -37,11 +39,12 @@ type Config struct {
 	Tags map[string]string `toml:"tags"`
 	// SocketGroup owns the sockets besides root: whoever is in it is root on every
 	// node, as with Docker's group. Empty means root alone.
-	SocketGroup string  `toml:"socket_group"`
-	Ports       Ports   `toml:"ports"`
-	Network     Network `toml:"network"`
-	DNS         DNS     `toml:"dns"`
-	Log         Log     `toml:"log"`
+	SocketGroup string   `toml:"socket_group"`
+	Ports       Ports    `toml:"ports"`
+	Network     Network  `toml:"network"`
+	DNS         DNS      `toml:"dns"`
+	Registry    Registry `toml:"registry"`
+	Log         Log      `toml:"log"`
 }
 
 // Ports the agent listens on once it is in a cluster, at Advertise. All of them
@@ -73,6 +76,18 @@ type DNS struct {
 	Upstream []string `toml:"upstream"`
 	// Domain of the cluster's names.
 	Domain string `toml:"domain"`
+}
+
+// Registry says how image registries are reached.
+type Registry struct {
+	// Mirrors are asked before the registry of a domain, such as docker.io, in their
+	// order, for pulls only. They are trusted to say what a tag means, and are shown
+	// no credentials.
+	Mirrors map[string][]string `toml:"mirrors"`
+	// Insecure hosts, host or host:port, may be spoken to without TLS or with
+	// certificates that nobody vouches for, as loopback always may: whoever is on the
+	// way there can read passwords and say what a tag means.
+	Insecure []string `toml:"insecure"`
 }
 
 // Log says what is logged to standard error, and how.
@@ -204,6 +219,21 @@ func (c Config) Validate() error {
 	for _, a := range append(append([]string{}, c.DNS.Listen...), c.DNS.Upstream...) {
 		if _, err := netip.ParseAddrPort(a); err != nil {
 			bad("dns", "%q is not address:port", a)
+		}
+	}
+	for domain, mirrors := range c.Registry.Mirrors {
+		if err := registry.CheckHost(domain); err != nil {
+			bad("registry.mirrors", "%s", err)
+		}
+		for _, m := range mirrors {
+			if err := registry.CheckMirror(m); err != nil {
+				bad("registry.mirrors", "%s", err)
+			}
+		}
+	}
+	for _, h := range c.Registry.Insecure {
+		if err := registry.CheckHost(h); err != nil {
+			bad("registry.insecure", "%s", err)
 		}
 	}
 	switch c.Log.Level {
