@@ -27,6 +27,20 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// complete fills in what was left out, and makes the paths mean the same to the
+// supervisor, which runs elsewhere.
+func (c Config) complete() Config {
+	if c.RunDir == "" {
+		c.RunDir = c.Dir
+	}
+	for _, dir := range []*string{&c.Dir, &c.RunDir} {
+		if abs, err := filepath.Abs(*dir); err == nil { // else our own directory is gone
+			*dir = abs
+		}
+	}
+	return c
+}
+
 // Client is the runtime.Runtime that a supervisor offers. Its methods may be
 // called concurrently.
 type Client struct {
@@ -37,16 +51,7 @@ type Client struct {
 // run. Several processes may connect at once; they reach the same one. A Client
 // holds no resources, so there is nothing to close.
 func Connect(ctx context.Context, c Config) (*Client, error) {
-	if c.RunDir == "" {
-		c.RunDir = c.Dir
-	}
-	for _, dir := range []*string{&c.Dir, &c.RunDir} {
-		var err error
-		if *dir, err = filepath.Abs(*dir); err != nil {
-			return nil, err
-		}
-	}
-	client := &Client{config: c}
+	client := Running(c)
 	if _, err := client.Hello(ctx); err == nil {
 		return client, nil
 	}
@@ -84,7 +89,7 @@ func (c *Client) Shutdown(ctx context.Context, force bool) error {
 		return nil
 	}
 	if err != nil {
-		return err
+		return c.explain(ctx, err)
 	}
 	defer conn.Close()
 	defer closeWhenDone(ctx, conn)()

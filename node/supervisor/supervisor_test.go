@@ -452,7 +452,7 @@ func TestAttachedClientThatDoesNotRead(t *testing.T) {
 func TestOOM(t *testing.T) {
 	h := newHost(t)
 	o := sh("x=$(tail /dev/zero); echo survived")
-	o.Resources.Memory = 16 << 20
+	o.Resources.Memory = 96 << 20 // what a build for finding races needs to get there
 	task := h.create("oom", h.bundle(o))
 	require.NoError(t, task.Start(t.Context()))
 	exit := wait(t, task)
