@@ -66,3 +66,6 @@ func resetCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&force, "force", false, "do it")
 	return cmd
 }
+
+// defaultLog is how commands other than the agent log.
+func defaultLog() config.Log { return config.Default().Log }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/shoal-engine/shoal/cmd/shoal/config"
 	"github.com/shoal-engine/shoal/discovery/lb"
 )
 
@@ -79,7 +78,7 @@ func runLB(cmd *cobra.Command, g *globals, f *lbFlags) error {
 	}
 	r := lb.New(lb.Config{
 		Reader: reader, Template: tmpl, File: out, Check: f.check, Reload: f.reload, Timeout: f.timeout,
-		Logger: logger(config.Default().Log, cmd.ErrOrStderr()),
+		Logger: logger(defaultLog(), cmd.ErrOrStderr()),
 	})
 	if f.once {
 		return r.Once(cmd.Context())
