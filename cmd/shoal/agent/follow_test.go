@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -63,15 +64,23 @@ func TestPlanIsOfOtherNodesOnly(t *testing.T) {
 
 // host counts what is asked of it, and fails once if told to.
 type host struct {
+	sync.Mutex
 	routes, forwards int
 	last             []network.Forward
 	fail             error
 	peers            map[string][]string
 }
 
-func (h *host) SetRoutes(context.Context, []network.Route) error { h.routes++; return nil }
+func (h *host) SetRoutes(context.Context, []network.Route) error {
+	h.Lock()
+	defer h.Unlock()
+	h.routes++
+	return nil
+}
 
 func (h *host) SetForwards(_ context.Context, f []network.Forward) error {
+	h.Lock()
+	defer h.Unlock()
 	if err := h.fail; err != nil {
 		h.fail = nil
 		return err
@@ -101,7 +110,11 @@ func TestFollowDoesWhatChangedAndTriesAgain(t *testing.T) {
 		synctest.Wait()
 		require.Zero(t, h.forwards, "it failed")
 		require.NoError(t, s.Wait(ctx, 0))
-		passes(t, func() bool { return h.forwards == 1 })
+		passes(t, func() bool {
+			h.Lock()
+			defer h.Unlock()
+			return h.forwards == 1
+		})
 		require.Len(t, h.last, 1)
 		require.Equal(t, 1, h.routes, "routes did not change")
 
