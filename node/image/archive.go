@@ -43,12 +43,20 @@ type archive struct {
 	docs  map[string][]byte  // what says what is in it, by name
 	files map[string]spooled // by clean name
 	links map[string]string  // symbolic and hard links, by clean name
+	ahead *aheads            // what is unpacked meanwhile
 }
 
-// readArchive takes an archive apart, compressed or not, to disk. The caller closes
-// the archive also after an error.
+func (s *Store) newArchive(l *lease) *archive {
+	return &archive{
+		s: s, l: l, docs: map[string][]byte{}, files: map[string]spooled{}, links: map[string]string{},
+		ahead: newAheads(s.cfg.Workers),
+	}
+}
+
+// readArchive takes an archive apart, compressed or not, to disk; what looks like a
+// layer is unpacked meanwhile. The caller closes the archive also after an error.
 func (s *Store) readArchive(ctx context.Context, r io.Reader, l *lease) (*archive, error) {
-	a := &archive{s: s, l: l, docs: map[string][]byte{}, files: map[string]spooled{}, links: map[string]string{}}
+	a := s.newArchive(l)
 	plainTar, _, err := decompress(r)
 	if err != nil {
 		return a, err
@@ -69,7 +77,7 @@ func (s *Store) readArchive(ctx context.Context, r io.Reader, l *lease) (*archiv
 		if n >= s.cfg.Limits.Members {
 			return a, api.InvalidArgument("archive has more than %d entries", s.cfg.Limits.Members)
 		}
-		if err := a.member(h, tr); err != nil {
+		if err := a.member(ctx, h, tr); err != nil {
 			return a, fmt.Errorf("archive member %q: %w", clip(h.Name), err)
 		}
 	}
@@ -77,10 +85,13 @@ func (s *Store) readArchive(ctx context.Context, r io.Reader, l *lease) (*archiv
 
 // Close removes what was not made a blob.
 func (a *archive) Close() error {
-	var errs []error
+	errs := []error{a.ahead.Close()}
 	for _, f := range a.files {
 		if f.path == "" {
 			continue
+		}
+		if f.synced != nil {
+			<-f.synced.done // an error that matters was told by adopt
 		}
 		if err := os.Remove(f.path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
@@ -89,7 +100,7 @@ func (a *archive) Close() error {
 	return errors.Join(errs...)
 }
 
-func (a *archive) member(h *tar.Header, r io.Reader) error {
+func (a *archive) member(ctx context.Context, h *tar.Header, r io.Reader) error {
 	name, err := cleanName(h.Name)
 	if err != nil {
 		return err
@@ -120,12 +131,12 @@ func (a *archive) member(h *tar.Header, r io.Reader) error {
 		a.docs[name] = b
 		return nil
 	}
-	return a.file(name, h.Size, r)
+	return a.file(ctx, name, h.Size, r)
 }
 
 // file keeps a member as a blob to be. One whose name says that it is here already
 // is passed over.
-func (a *archive) file(name string, size int64, r io.Reader) error {
+func (a *archive) file(ctx context.Context, name string, size int64, r io.Reader) error {
 	var want digest.Digest
 	if hex, ok := strings.CutPrefix(name, "blobs/sha256/"); ok {
 		want = digest.NewDigestFromEncoded(digest.SHA256, hex)
@@ -141,7 +152,7 @@ func (a *archive) file(name string, size int64, r io.Reader) error {
 			return nil
 		}
 	}
-	sp, err := a.s.spool(r)
+	sp, err := a.spool(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -153,6 +164,20 @@ func (a *archive) file(name string, size int64, r io.Reader) error {
 		return api.Errorf(errdefs.ErrDataLoss, "blob %s: what came has digest %s", want, sp.digest)
 	}
 	return nil
+}
+
+// spool is Store.spool, and unpacks what looks like a layer as it comes.
+func (a *archive) spool(ctx context.Context, r io.Reader) (spooled, error) {
+	var begun *ahead
+	sp, err := a.s.spool(r, func(g *growing, head []byte) {
+		if looksLikeLayer(head) {
+			begun = a.ahead.begin(ctx, a.s, g)
+		}
+	})
+	if err == nil {
+		a.ahead.know(sp.digest, begun)
+	}
+	return sp, err
 }
 
 // find looks a member up, through links.

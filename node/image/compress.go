@@ -108,15 +108,7 @@ func (a *readAhead) fill(r io.Reader) {
 	for {
 		select {
 		case buf := <-a.free:
-			// Not io.ReadFull: it would turn io.EOF into the error that a cut-off
-			// stream has.
-			var n int
-			var err error
-			for n < len(buf) && err == nil {
-				var m int
-				m, err = r.Read(buf[n:])
-				n += m
-			}
+			n, err := readFull(r, buf)
 			if n > 0 {
 				a.full <- buf[:n] // never blocks: there are as many places as buffers
 			}
@@ -129,6 +121,17 @@ func (a *readAhead) fill(r io.Reader) {
 			return
 		}
 	}
+}
+
+// readFull is io.ReadFull, which would turn io.EOF into the error that a cut-off
+// stream has.
+func readFull(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = r.Read(buf[n:])
+		n += m
+	}
+	return n, err
 }
 
 func (a *readAhead) Read(b []byte) (int, error) {

@@ -10,6 +10,7 @@
 //	records/names/<hex>      one name, named by the digest of its text; points at a manifest
 //	records/*/*.corrupt      records that did not verify, set aside by Open
 //	layers/<chain>/fs        a layer as overlayfs wants it, named by its chain ID
+//	layers/<chain>/image     the layer as an EROFS image, which is mounted at fs while containers use it
 //	layers/<chain>/layer     its record: diff ID, size, whiteouts
 //	layers/<chain>/synced    is there once fs is known to be on the disk
 //	layers/init/fs           the lowest layer of every container: mount points that images may lack
@@ -24,6 +25,6 @@
 // damaged costs one image or one name, and can be read with any pager. (Writing one
 // was measured at 0.7 ms, a transaction of bbolt at 0.4 ms: nothing beside a load.)
 //
-// Locks, in the order in which they are taken: Store.notify, Store.mu, partial.io,
-// partial.mu, ingests.mu. None is held while a layer is unpacked or a blob fetched.
+// Locks, in the order in which they are taken: Store.notify, Store.mu, mounts.mu,
+// partial.io, partial.mu, ingests.mu, room.mu. None is held while a layer is unpacked or a blob fetched.
 package image

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"path"
 	"strings"
 
@@ -41,56 +39,30 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// extracted is what is known of a layer after it was unpacked.
+// extracted is what is known of a layer after its archive was read.
 type extracted struct {
 	bytes     int64 // of regular files
 	entries   int
-	whiteouts []string        // paths that the layer removes
-	opaques   []string        // directories of which nothing below shows
-	implicit  []string        // directories the archive has files in but doesn't have itself
-	skipped   map[string]bool // extended attributes that the file system would not take
+	whiteouts []string // paths that the layer removes
+	opaques   []string // directories of which nothing below shows
+	implicit  []string // directories the archive has files in but doesn't have itself
 }
 
-// extractor unpacks one layer's tar into a directory as overlayfs wants a lower
-// one: removed paths as character devices 0/0, opaque directories by attribute.
-//
-// Every path is resolved with the directory as the root (openat2's
-// RESOLVE_IN_ROOT), so neither "..", absolute links nor symbolic links lead out of
-// it. Names that try are refused all the same.
+// extractor reads one layer's tar, refuses what no layer should have, and puts the
+// rest in a place. Names that try to lead out of it are refused although no place
+// would let them.
 type extractor struct {
-	root    *os.File
-	limits  Limits
-	overlay bool // mark whiteouts for overlayfs; otherwise they are only listed
-	out     extracted
-	dirs    dirCache
-	made    map[string]struct{} // directories that were made for want of an entry
-	gone    map[string]struct{} // paths that whiteouts removed
-	late    []dirTime
-	buf     []byte
+	to     place
+	limits Limits
+	mark   bool // mark whiteouts for overlayfs; otherwise they are only listed
+	out    extracted
+	made   map[string]struct{} // directories that were made for want of an entry
+	gone   map[string]struct{} // paths that whiteouts removed
+	now    []unix.Timespec     // the entry's: what is made for want of one gets it
 }
 
-// dirTime is set last, because making what is inside a directory changes it.
-type dirTime struct {
-	name string
-	ts   []unix.Timespec
-}
-
-func newExtractor(dir string, limits Limits, overlay bool) (*extractor, error) {
-	root, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	return &extractor{
-		root: root, limits: limits, overlay: overlay,
-		dirs: dirCache{root: int(root.Fd())},
-		made: map[string]struct{}{".": {}}, gone: map[string]struct{}{},
-		buf: make([]byte, 256<<10), out: extracted{skipped: map[string]bool{}},
-	}, nil
-}
-
-func (x *extractor) Close() error {
-	x.dirs.drop()
-	return x.root.Close()
+func newExtractor(to place, limits Limits, mark bool) *extractor {
+	return &extractor{to: to, limits: limits, mark: mark, made: map[string]struct{}{}, gone: map[string]struct{}{}}
 }
 
 // run unpacks the tar to its end mark. Errors name the entry.
@@ -102,7 +74,7 @@ func (x *extractor) run(ctx context.Context, r io.Reader) (extracted, error) {
 		}
 		h, err := tr.Next()
 		if err == io.EOF {
-			return x.out, x.finish()
+			return x.out, x.end()
 		}
 		if err != nil {
 			return x.out, badTar(err)
@@ -110,10 +82,43 @@ func (x *extractor) run(ctx context.Context, r io.Reader) (extracted, error) {
 		if x.out.entries++; x.out.entries > x.limits.LayerEntries {
 			return x.out, api.InvalidArgument("layer has more than %d entries", x.limits.LayerEntries)
 		}
+		if x.now = times(h); x.out.entries == 1 {
+			if err := x.root(); err != nil {
+				return x.out, err
+			}
+		}
 		if err := x.entry(h, tr); err != nil {
 			return x.out, fmt.Errorf("unpack %q: %w", clip(h.Name), err)
 		}
 	}
+}
+
+// root gives the root directory what it has until there is an entry for it.
+func (x *extractor) root() error {
+	x.made["."] = struct{}{}
+	fd, err := x.to.dir(".")
+	if err != nil {
+		return err
+	}
+	return x.to.set(".", fd, ".", x.implied())
+}
+
+// implied are the attributes of a directory that has no entry.
+func (x *extractor) implied() attributes {
+	return attributes{kind: unix.S_IFDIR, perm: 0o755, times: x.now}
+}
+
+func (x *extractor) end() error {
+	if x.out.entries == 0 {
+		x.now = []unix.Timespec{{}, {}}
+		if err := x.root(); err != nil {
+			return err
+		}
+	}
+	for dir := range x.made {
+		x.out.implicit = append(x.out.implicit, dir)
+	}
+	return x.to.seal()
 }
 
 // badTar gives what archive/tar says of a damaged archive its class. Errors of the
@@ -175,9 +180,7 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 		if h.Typeflag != tar.TypeDir {
 			return api.InvalidArgument("the root is not a directory")
 		}
-		delete(x.made, ".")
-		x.late = append(x.late, dirTime{".", times(h)})
-		return x.attributes(x.dirs.root, ".", h)
+		return x.rootEntry(h)
 	}
 	kind, target := whiteout(name)
 	switch kind {
@@ -190,7 +193,7 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 	case invalid:
 		return api.InvalidArgument("whiteout names nothing")
 	}
-	x.dirs.trim()
+	x.to.trim()
 	dir, base := path.Split(name)
 	fd, err := x.parent(path.Clean(dir))
 	if err != nil {
@@ -199,9 +202,22 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 	return x.create(fd, base, name, h, r)
 }
 
+func (x *extractor) rootEntry(h *tar.Header) error {
+	a, err := attributesOf(h)
+	if err != nil {
+		return err
+	}
+	fd, err := x.to.dir(".")
+	if err != nil {
+		return err
+	}
+	delete(x.made, ".")
+	return x.to.set(".", fd, ".", a)
+}
+
 // parent opens a directory, made where the archive lacks it.
 func (x *extractor) parent(dir string) (int, error) {
-	fd, err := x.dirs.open(dir)
+	fd, err := x.to.dir(dir)
 	_, gone := x.gone[dir]
 	if err == nil || !errors.Is(err, unix.ENOENT) && !gone {
 		return fd, err
@@ -211,16 +227,19 @@ func (x *extractor) parent(dir string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if gone && x.overlay {
-		if err := x.clear(upFD, base); err != nil { // the mark of its removal
+	if gone && x.mark {
+		if err := x.to.clear(upFD, base); err != nil { // the mark of its removal
 			return -1, err
 		}
 		if upFD, err = x.parent(path.Clean(up)); err != nil {
 			return -1, err
 		}
 	}
-	if err := unix.Mkdirat(upFD, base, 0o755); err != nil {
+	if err := x.to.mkdir(upFD, base); err != nil {
 		return -1, fmt.Errorf("make directory %q: %w", clip(dir), err)
+	}
+	if err := x.to.set(dir, upFD, base, x.implied()); err != nil {
+		return -1, err
 	}
 	x.made[dir] = struct{}{}
 	if gone {
@@ -228,61 +247,67 @@ func (x *extractor) parent(dir string) (int, error) {
 			return -1, err
 		}
 	}
-	return x.dirs.open(dir)
+	return x.to.dir(dir)
 }
 
 // create makes an entry in place of what is there.
 func (x *extractor) create(fd int, base, name string, h *tar.Header, r io.Reader) error {
-	err := x.make(fd, base, name, h, r)
+	a, err := attributesOf(h)
+	if err != nil {
+		return err
+	}
+	err = x.make(fd, base, name, h, a, r)
 	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	if err := x.clear(fd, base); err != nil {
+	if err := x.to.clear(fd, base); err != nil {
 		return fmt.Errorf("replace: %w", err)
 	}
 	if fd, err = x.parent(path.Clean(path.Dir(name))); err != nil { // clear closed it
 		return err
 	}
-	return x.make(fd, base, name, h, r)
+	return x.make(fd, base, name, h, a, r)
 }
 
-func (x *extractor) make(fd int, base, name string, h *tar.Header, r io.Reader) error {
-	mode := uint32(h.Mode & 0o7777)
-	switch h.Typeflag {
-	case tar.TypeDir:
-		return x.directory(fd, base, name, h)
-	case tar.TypeSymlink:
-		if len(h.Linkname) > maxPath || h.Linkname == "" {
+func (x *extractor) make(fd int, base, name string, h *tar.Header, a attributes, r io.Reader) error {
+	switch a.kind {
+	case unix.S_IFDIR:
+		return x.directory(fd, base, name, a)
+	case unix.S_IFLNK:
+		if len(h.Linkname) > maxPath || h.Linkname == "" || strings.ContainsRune(h.Linkname, 0) {
 			return api.InvalidArgument("symbolic link has no possible target")
 		}
-		if err := unix.Symlinkat(h.Linkname, fd, base); err != nil {
+		if err := x.to.symlink(h.Linkname, fd, base); err != nil {
 			return err
 		}
-		return x.attributes(fd, base, h)
-	case tar.TypeLink:
-		return x.link(fd, base, h)
-	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
-		kind := map[byte]uint32{tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO}[h.Typeflag]
+		return x.to.set(name, fd, base, a)
+	case unix.S_IFCHR, unix.S_IFBLK, unix.S_IFIFO:
 		if h.Devmajor < 0 || h.Devmajor > 0xfffff || h.Devminor < 0 || h.Devminor > 0xfffff {
 			return api.InvalidArgument("device number %d:%d", h.Devmajor, h.Devminor)
 		}
-		if h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
+		if a.kind == unix.S_IFCHR && h.Devmajor == 0 && h.Devminor == 0 {
 			return x.whiteout(name) // that is what overlayfs takes it for
 		}
-		if err := unix.Mknodat(fd, base, kind|mode, int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))); err != nil {
+		if err := x.to.mknod(a.kind, uint32(h.Devmajor), uint32(h.Devminor), fd, base); err != nil {
 			return err
 		}
-		return x.attributes(fd, base, h)
-	default:
-		return x.file(fd, base, h, r)
+		return x.to.set(name, fd, base, a)
 	}
+	if h.Typeflag == tar.TypeLink {
+		return x.link(fd, base, h)
+	}
+	if h.Size < 0 || h.Size > x.limits.LayerBytes-x.out.bytes {
+		return api.InvalidArgument("layer has more than %d bytes", x.limits.LayerBytes)
+	}
+	n, err := x.to.file(fd, base, r, h.Size, a)
+	x.out.bytes += n
+	return err
 }
 
-func (x *extractor) directory(fd int, base, name string, h *tar.Header) error {
-	err := unix.Mkdirat(fd, base, uint32(h.Mode&0o7777))
+func (x *extractor) directory(fd int, base, name string, a attributes) error {
+	err := x.to.mkdir(fd, base)
 	if errors.Is(err, unix.EEXIST) {
-		var st unix.Stat_t
-		if e := unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); e != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if mode, _, e := x.to.stat(fd, base); e != nil || mode&unix.S_IFMT != unix.S_IFDIR {
 			return err
 		}
 		delete(x.made, name)
@@ -294,83 +319,25 @@ func (x *extractor) directory(fd int, base, name string, h *tar.Header) error {
 			return err
 		}
 	}
-	x.late = append(x.late, dirTime{name, times(h)})
-	return x.attributes(fd, base, h)
+	return x.to.set(name, fd, base, a)
 }
-
-func (x *extractor) file(fd int, base string, h *tar.Header, r io.Reader) error {
-	if h.Size < 0 || h.Size > x.limits.LayerBytes-x.out.bytes {
-		return api.InvalidArgument("layer has more than %d bytes", x.limits.LayerBytes)
-	}
-	f, err := unix.Openat(fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return err
-	}
-	file := os.NewFile(uintptr(f), base)
-	defer file.Close()
-	// onlyWriter hides ReadFrom, which would copy with a small buffer.
-	n, err := io.CopyBuffer(onlyWriter{file}, r, x.buf)
-	x.out.bytes += n
-	if err != nil {
-		return err
-	}
-	if n != h.Size {
-		return api.InvalidArgument("read archive: %w", io.ErrUnexpectedEOF)
-	}
-	return x.fileAttributes(f, fd, base, h)
-}
-
-type onlyWriter struct{ io.Writer }
 
 func (x *extractor) link(fd int, base string, h *tar.Header) error {
 	target, err := cleanName(strings.TrimLeft(h.Linkname, "/"))
 	if err != nil || target == "." {
 		return api.InvalidArgument("hard link to %q", clip(h.Linkname))
 	}
-	dir, tbase := path.Split(target)
-	tfd, err := x.dirs.open(path.Clean(dir))
+	dir, name := path.Split(target)
+	from, err := x.to.dir(path.Clean(dir))
 	if err != nil {
 		return fmt.Errorf("hard link to %q: %w", clip(h.Linkname), err)
 	}
-	var st unix.Stat_t
-	if err := unix.Fstatat(tfd, tbase, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	mode, mark, err := x.to.stat(from, name)
+	if err != nil {
 		return api.InvalidArgument("hard link to %q: %w", clip(h.Linkname), err)
 	}
-	if kind := st.Mode & unix.S_IFMT; kind == unix.S_IFDIR || kind == unix.S_IFCHR && st.Rdev == 0 {
+	if mode&unix.S_IFMT == unix.S_IFDIR || mark {
 		return api.InvalidArgument("hard link to %q: is no file", clip(h.Linkname))
 	}
-	return unix.Linkat(tfd, tbase, fd, base, 0)
-}
-
-// clear removes what is in the place of a new entry.
-func (x *extractor) clear(fd int, base string) error {
-	err := unix.Unlinkat(fd, base, 0)
-	if errors.Is(err, unix.EISDIR) {
-		err = os.RemoveAll(procPath(fd, base))
-	}
-	x.dirs.drop() // what was opened by name may be gone, fd included
-	return err
-}
-
-// finish sets the times of directories, children first.
-func (x *extractor) finish() error {
-	for i := len(x.late) - 1; i >= 0; i-- {
-		d := x.late[i]
-		x.dirs.trim()
-		dir, base := path.Split(d.name)
-		fd, err := x.dirs.open(path.Clean(dir))
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-			continue // replaced later
-		}
-		if err != nil {
-			return err
-		}
-		if err := unix.UtimesNanoAt(fd, base, d.ts, unix.AT_SYMLINK_NOFOLLOW); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("set time of %q: %w", clip(d.name), err)
-		}
-	}
-	for dir := range x.made {
-		x.out.implicit = append(x.out.implicit, dir)
-	}
-	return nil
+	return x.to.link(from, name, fd, base)
 }

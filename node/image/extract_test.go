@@ -48,12 +48,49 @@ func writeTar(t testing.TB, entries ...tar.Header) []byte {
 	return b.Bytes()
 }
 
-func unpackIn(t testing.TB, overlay bool, entries ...tar.Header) (string, extracted, error) {
+// unpacker unpacks a layer to where it can be looked at.
+type testUnpack func(t testing.TB, entries ...tar.Header) (string, extracted, error)
+
+// unpackIn unpacks to a directory.
+func unpackIn(t testing.TB, entries ...tar.Header) (string, extracted, error) {
 	t.Helper()
 	needsRoot(t)
 	dir := filepath.Join(t.TempDir(), "fs")
-	out, _, err := unpackTo(context.Background(), bytes.NewReader(writeTar(t, entries...)), dir, Limits{}.withDefaults(), overlay)
+	p, err := newDirPlace(dir)
+	require.NoError(t, err)
+	defer p.Close()
+	out, _, err := unpackTo(context.Background(), bytes.NewReader(writeTar(t, entries...)), p, Limits{}.withDefaults(), true, nil)
 	return dir, out, err
+}
+
+// unpackImage unpacks to an image and mounts it.
+func unpackImage(t testing.TB, entries ...tar.Header) (string, extracted, error) {
+	t.Helper()
+	needsRoot(t)
+	path := filepath.Join(t.TempDir(), "image")
+	p, err := newImagePlace(path, new(room).share(true))
+	require.NoError(t, err)
+	defer p.Close()
+	out, _, err := unpackTo(context.Background(), bytes.NewReader(writeTar(t, entries...)), p, Limits{}.withDefaults(), true, nil)
+	if err == nil {
+		err = p.finish()
+	}
+	if err != nil {
+		return path, out, err
+	}
+	dir := filepath.Join(t.TempDir(), "fs")
+	require.NoError(t, os.Mkdir(dir, 0o755))
+	if err := mountImage(path, dir); err != nil {
+		t.Skipf("EROFS images can't be mounted here: %v", err)
+	}
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
+	return dir, out, nil
+}
+
+// places runs a test with both kinds of layers.
+func places(t *testing.T, f func(t *testing.T, unpack testUnpack)) {
+	t.Run("directory", func(t *testing.T) { f(t, unpackIn) })
+	t.Run("image", func(t *testing.T) { f(t, unpackImage) })
 }
 
 func TestHostileLayersAreRefusedOrContained(t *testing.T) {
@@ -92,113 +129,145 @@ func TestHostileLayersAreRefusedOrContained(t *testing.T) {
 		"looping links":            {[]tar.Header{link("a", "b"), link("b", "a"), {Name: "a/x"}}, "too many levels"},
 		"device":                   {[]tar.Header{{Typeflag: tar.TypeChar, Name: "a", Devmajor: 1 << 30}}, "device number"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			dir, _, err := unpackIn(t, true, c.entries...)
-			outside, e := os.ReadDir(filepath.Dir(dir))
-			require.NoError(t, e)
-			require.Len(t, outside, 1, "only the layer itself")
-			require.ErrorContains(t, err, c.says)
+		places(t, func(t *testing.T, unpack testUnpack) {
+			t.Run(name, func(t *testing.T) {
+				dir, _, err := unpack(t, c.entries...)
+				outside, e := os.ReadDir(filepath.Dir(dir))
+				require.NoError(t, e)
+				require.Len(t, outside, 1, "only the layer itself")
+				require.ErrorContains(t, err, c.says)
+			})
 		})
 	}
 }
 
 func TestLinksOutOfALayerStayInIt(t *testing.T) {
-	target := t.TempDir()
-	dir, _, err := unpackIn(t, true,
-		tar.Header{Typeflag: tar.TypeSymlink, Name: "abs", Linkname: target},
-		tar.Header{Typeflag: tar.TypeDir, Name: target[1:] + "/", Mode: 0o755},
-		tar.Header{Name: "abs/one"},
-		tar.Header{Typeflag: tar.TypeSymlink, Name: "up", Linkname: strings.Repeat("../", 30) + target[1:]},
-		tar.Header{Name: "up/two"},
-	)
-	require.NoError(t, err)
-	entries, err := os.ReadDir(target)
-	require.NoError(t, err)
-	require.Empty(t, entries, "nothing was written outside")
-	require.FileExists(t, filepath.Join(dir, target, "one"))
-	require.FileExists(t, filepath.Join(dir, target, "two"))
+	places(t, func(t *testing.T, unpack testUnpack) {
+		target := t.TempDir()
+		dir, _, err := unpack(t,
+			tar.Header{Typeflag: tar.TypeSymlink, Name: "abs", Linkname: target},
+			tar.Header{Typeflag: tar.TypeDir, Name: target[1:] + "/", Mode: 0o755},
+			tar.Header{Name: "abs/one"},
+			tar.Header{Typeflag: tar.TypeSymlink, Name: "up", Linkname: strings.Repeat("../", 30) + target[1:]},
+			tar.Header{Name: "up/two"},
+		)
+		require.NoError(t, err)
+		entries, err := os.ReadDir(target)
+		require.NoError(t, err)
+		require.Empty(t, entries, "nothing was written outside")
+		require.FileExists(t, filepath.Join(dir, target, "one"))
+		require.FileExists(t, filepath.Join(dir, target, "two"))
+	})
 }
 
 func TestOverlaysOwnAttributesAreNotTakenFromArchives(t *testing.T) {
-	dir, _, err := unpackIn(t, true, tar.Header{Typeflag: tar.TypeDir, Name: "d", PAXRecords: map[string]string{
-		"SCHILY.xattr.trusted.overlay.redirect": "/x", "SCHILY.xattr.trusted.overlay.opaque": "y", "SCHILY.xattr.user.mine": "kept",
-	}})
-	require.NoError(t, err)
-	buf := make([]byte, 1024)
-	n, err := unix.Listxattr(filepath.Join(dir, "d"), buf)
-	require.NoError(t, err)
-	require.Equal(t, "user.mine\x00", string(buf[:n]))
+	places(t, func(t *testing.T, unpack testUnpack) {
+		dir, _, err := unpack(t, tar.Header{Typeflag: tar.TypeDir, Name: "d", PAXRecords: map[string]string{
+			"SCHILY.xattr.trusted.overlay.redirect": "/x", "SCHILY.xattr.trusted.overlay.opaque": "y", "SCHILY.xattr.user.mine": "kept",
+		}})
+		require.NoError(t, err)
+		buf := make([]byte, 1024)
+		n, err := unix.Listxattr(filepath.Join(dir, "d"), buf)
+		require.NoError(t, err)
+		require.Equal(t, "user.mine\x00", string(buf[:n]))
+	})
 }
 
 func TestAttributes(t *testing.T) {
-	at := time.Unix(1_500_000_000, 123_456_789)
-	// A version 2 capability set: net_bind_service, effective and permitted.
-	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
-	dir, out, err := unpackIn(t, true,
-		tar.Header{Typeflag: tar.TypeDir, Name: "d/", Mode: 0o1777, Uid: 7, Gid: 8, ModTime: at, Format: tar.FormatPAX},
-		tar.Header{Name: "d/suid", Mode: 0o4755, Uid: 1000, Gid: 1001, ModTime: at, Format: tar.FormatPAX},
-		tar.Header{Name: "d/cap", Mode: 0o755, Uid: 5, PAXRecords: map[string]string{"SCHILY.xattr.security.capability": capability}},
-		tar.Header{Typeflag: tar.TypeLink, Name: "d/hard", Linkname: "d/suid"},
-		tar.Header{Typeflag: tar.TypeSymlink, Name: "d/sym", Linkname: "/nowhere", Uid: 9, ModTime: at, Format: tar.FormatPAX},
-		tar.Header{Typeflag: tar.TypeChar, Name: "null", Mode: 0o666, Devmajor: 1, Devminor: 3},
-		tar.Header{Typeflag: tar.TypeFifo, Name: "fifo", Mode: 0o600},
-		tar.Header{Name: "deep/er/file", Mode: 0o600},
-	)
-	require.NoError(t, err)
-	require.Equal(t, 8, out.entries)
-	require.EqualValues(t, len("d/suid")+len("d/cap")+len("deep/er/file"), out.bytes)
-	slices.Sort(out.implicit)
-	require.Equal(t, []string{".", "deep", "deep/er"}, out.implicit)
-	stat := func(name string) *syscall.Stat_t {
-		fi, err := os.Lstat(filepath.Join(dir, name))
+	places(t, func(t *testing.T, unpack testUnpack) {
+		at := time.Unix(1_500_000_000, 123_456_789)
+		// A version 2 capability set: net_bind_service, effective and permitted.
+		capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+		dir, out, err := unpack(t,
+			tar.Header{Typeflag: tar.TypeDir, Name: "d/", Mode: 0o1777, Uid: 7, Gid: 8, ModTime: at, Format: tar.FormatPAX},
+			tar.Header{Name: "d/suid", Mode: 0o4755, Uid: 1000, Gid: 1001, ModTime: at, Format: tar.FormatPAX},
+			tar.Header{Name: "d/cap", Mode: 0o755, Uid: 5, PAXRecords: map[string]string{"SCHILY.xattr.security.capability": capability}},
+			tar.Header{Typeflag: tar.TypeLink, Name: "d/hard", Linkname: "d/suid"},
+			tar.Header{Typeflag: tar.TypeSymlink, Name: "d/sym", Linkname: "/nowhere", Uid: 9, ModTime: at, Format: tar.FormatPAX},
+			tar.Header{Typeflag: tar.TypeChar, Name: "null", Mode: 0o666, Devmajor: 1, Devminor: 3},
+			tar.Header{Typeflag: tar.TypeFifo, Name: "fifo", Mode: 0o600},
+			tar.Header{Name: "deep/er/file", Mode: 0o600},
+		)
 		require.NoError(t, err)
-		return fi.Sys().(*syscall.Stat_t)
-	}
-	st := stat("d")
-	require.Equal(t, []uint32{unix.S_IFDIR | 0o1777, 7, 8}, []uint32{st.Mode, st.Uid, st.Gid})
-	require.Equal(t, at.UnixNano(), st.Mtim.Nano(), "although files were made in it later")
-	st = stat("d/suid")
-	require.Equal(t, []uint32{unix.S_IFREG | 0o4755, 1000, 1001}, []uint32{st.Mode, st.Uid, st.Gid})
-	require.Equal(t, at.UnixNano(), st.Mtim.Nano())
-	require.Equal(t, st.Ino, stat("d/hard").Ino)
-	require.EqualValues(t, 9, stat("d/sym").Uid)
-	require.Equal(t, at.UnixNano(), stat("d/sym").Mtim.Nano())
-	require.Equal(t, unix.Mkdev(1, 3), stat("null").Rdev)
-	require.EqualValues(t, unix.S_IFIFO|0o600, stat("fifo").Mode)
-	buf := make([]byte, 100)
-	n, err := unix.Getxattr(filepath.Join(dir, "d/cap"), "security.capability", buf)
-	require.NoError(t, err)
-	require.Equal(t, capability, string(buf[:n]))
+		require.Equal(t, 8, out.entries)
+		require.EqualValues(t, len("d/suid")+len("d/cap")+len("deep/er/file"), out.bytes)
+		slices.Sort(out.implicit)
+		require.Equal(t, []string{".", "deep", "deep/er"}, out.implicit)
+		stat := func(name string) *syscall.Stat_t {
+			fi, err := os.Lstat(filepath.Join(dir, name))
+			require.NoError(t, err)
+			return fi.Sys().(*syscall.Stat_t)
+		}
+		st := stat("d")
+		require.Equal(t, []uint32{unix.S_IFDIR | 0o1777, 7, 8}, []uint32{st.Mode, st.Uid, st.Gid})
+		require.Equal(t, at.UnixNano(), st.Mtim.Nano(), "although files were made in it later")
+		st = stat("d/suid")
+		require.Equal(t, []uint32{unix.S_IFREG | 0o4755, 1000, 1001}, []uint32{st.Mode, st.Uid, st.Gid})
+		require.Equal(t, at.UnixNano(), st.Mtim.Nano())
+		require.Equal(t, st.Ino, stat("d/hard").Ino)
+		require.EqualValues(t, 9, stat("d/sym").Uid)
+		require.Equal(t, at.UnixNano(), stat("d/sym").Mtim.Nano())
+		require.Equal(t, unix.Mkdev(1, 3), stat("null").Rdev)
+		require.EqualValues(t, unix.S_IFIFO|0o600, stat("fifo").Mode)
+		buf := make([]byte, 100)
+		n, err := unix.Getxattr(filepath.Join(dir, "d/cap"), "security.capability", buf)
+		require.NoError(t, err)
+		require.Equal(t, capability, string(buf[:n]))
+	})
 }
 
 func TestLaterEntriesReplaceEarlierOnes(t *testing.T) {
-	dir, _, err := unpackIn(t, true,
-		tar.Header{Typeflag: tar.TypeDir, Name: "x/"}, tar.Header{Name: "x/below"}, tar.Header{Name: "x"},
-		tar.Header{Name: "y"}, tar.Header{Typeflag: tar.TypeDir, Name: "y/"}, tar.Header{Name: "y/below"},
-		tar.Header{Typeflag: tar.TypeSymlink, Name: "z", Linkname: "y"}, tar.Header{Typeflag: tar.TypeDir, Name: "z/"}, tar.Header{Name: "z/own"},
-	)
-	require.NoError(t, err)
-	for _, f := range []string{"x", "y/below", "z/own"} {
-		b, err := os.ReadFile(filepath.Join(dir, f))
+	places(t, func(t *testing.T, unpack testUnpack) {
+		dir, _, err := unpack(t,
+			tar.Header{Typeflag: tar.TypeDir, Name: "x/"}, tar.Header{Name: "x/below"}, tar.Header{Name: "x"},
+			tar.Header{Name: "y"}, tar.Header{Typeflag: tar.TypeDir, Name: "y/"}, tar.Header{Name: "y/below"},
+			tar.Header{Typeflag: tar.TypeSymlink, Name: "z", Linkname: "y"}, tar.Header{Typeflag: tar.TypeDir, Name: "z/"}, tar.Header{Name: "z/own"},
+		)
 		require.NoError(t, err)
-		require.Equal(t, f, string(b))
-	}
-	require.NoFileExists(t, filepath.Join(dir, "y/own"))
+		for _, f := range []string{"x", "y/below", "z/own"} {
+			b, err := os.ReadFile(filepath.Join(dir, f))
+			require.NoError(t, err)
+			require.Equal(t, f, string(b))
+		}
+		require.NoFileExists(t, filepath.Join(dir, "y/own"))
+	})
 }
 
 func TestDirectoriesWithoutEntryInherit(t *testing.T) {
-	low, _, err := unpackIn(t, true, tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777, Uid: 3}, tar.Header{Typeflag: tar.TypeSymlink, Name: "lib", Linkname: "tmp"})
+	low, _, err := unpackImage(t, tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777, Uid: 3, PAXRecords: map[string]string{"SCHILY.xattr.user.x": "y"}}, tar.Header{Typeflag: tar.TypeSymlink, Name: "lib", Linkname: "tmp"})
 	require.NoError(t, err)
-	top, out, err := unpackIn(t, true, tar.Header{Name: "tmp/x"}, tar.Header{Name: "lib/y"})
+	b := writeTar(t, tar.Header{Name: "tmp/x"}, tar.Header{Name: "lib/y"})
+	below := lowers{1, func(int) (string, error) { return low, nil }}
+	root := t.TempDir()
+	top := filepath.Join(root, "fs")
+	dir, err := newDirPlace(top)
 	require.NoError(t, err)
-	require.NoError(t, inheritDirs(top, []string{low}, out.implicit))
-	fi, err := os.Stat(filepath.Join(top, "tmp"))
+	img, err := newImagePlace(filepath.Join(root, "image"), new(room).share(true))
 	require.NoError(t, err)
-	require.Equal(t, os.ModeDir|os.ModeSticky|0o777, fi.Mode())
-	require.EqualValues(t, 3, fi.Sys().(*syscall.Stat_t).Uid)
-	fi, err = os.Stat(filepath.Join(top, "lib"))
-	require.NoError(t, err)
-	require.Equal(t, os.ModeDir|0o755, fi.Mode(), "a link below is none of its business")
+	for _, p := range []place{dir, img} {
+		out, _, err := unpackTo(context.Background(), bytes.NewReader(b), p, Limits{}.withDefaults(), true, nil)
+		require.NoError(t, err)
+		require.NoError(t, settle(p, below, out, true))
+		require.NoError(t, p.finish())
+		require.NoError(t, p.Close())
+	}
+	mounted := filepath.Join(root, "mounted")
+	require.NoError(t, os.Mkdir(mounted, 0o755))
+	require.NoError(t, mountImage(img.f.path, mounted))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(mounted, 0)) })
+	for _, top := range []string{top, mounted} {
+		fi, err := os.Stat(filepath.Join(top, "tmp"))
+		require.NoError(t, err)
+		require.Equal(t, os.ModeDir|os.ModeSticky|0o777, fi.Mode())
+		require.EqualValues(t, 3, fi.Sys().(*syscall.Stat_t).Uid)
+		v := make([]byte, 10)
+		n, err := unix.Getxattr(filepath.Join(top, "tmp"), "user.x", v)
+		require.NoError(t, err)
+		require.Equal(t, "y", string(v[:n]))
+		fi, err = os.Stat(filepath.Join(top, "lib"))
+		require.NoError(t, err)
+		require.Equal(t, os.ModeDir|0o755, fi.Mode(), "a link below is none of its business")
+	}
 }
 
 func TestDamagedRecordIsTold(t *testing.T) {
@@ -211,7 +280,7 @@ func TestDamagedRecordIsTold(t *testing.T) {
 }
 
 func TestUnpackErrorsKeepTheirClass(t *testing.T) {
-	_, _, err := unpackIn(t, true, tar.Header{Name: "../x"})
+	_, _, err := unpackIn(t, tar.Header{Name: "../x"})
 	require.True(t, errdefs.IsInvalidArgument(err))
 }
 

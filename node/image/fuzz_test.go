@@ -57,8 +57,10 @@ func FuzzExtract(f *testing.F) {
 	f.Add(writeTar(f, tar.Header{Typeflag: tar.TypeLink, Name: "a", Linkname: "../x"}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		parent := t.TempDir()
-		_, _, err := unpackTo(context.Background(), bytes.NewReader(b), filepath.Join(parent, "fs"), Limits{LayerBytes: 1 << 20, LayerEntries: 1000}, true)
-		_ = err
+		p, err := newDirPlace(filepath.Join(parent, "fs"))
+		require.NoError(t, err)
+		_, _, _ = unpackTo(context.Background(), bytes.NewReader(b), p, Limits{LayerBytes: 1 << 20, LayerEntries: 1000}, true, nil)
+		require.NoError(t, p.Close())
 		left, err := os.ReadDir(parent)
 		require.NoError(t, err)
 		require.Len(t, left, 1, "nothing beside the layer")

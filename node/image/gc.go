@@ -105,7 +105,7 @@ func (s *Store) free(n needed) ([]digest.Digest, error) {
 		}
 		if _, ok := s.layers[chain]; ok {
 			delete(s.layers, chain)
-			errs = append(errs, s.trash(s.layerPath(chain)))
+			errs = append(errs, s.trashLayer(chain))
 		}
 		freed = append(freed, chain)
 	}
@@ -166,6 +166,8 @@ const sweepEvery = time.Hour
 func (s *Store) Run(ctx context.Context) error {
 	t := time.NewTicker(sweepEvery)
 	defer t.Stop()
+	idle := time.NewTicker(keepMounted)
+	defer idle.Stop()
 	for {
 		if err := s.sweep(time.Now()); err != nil {
 			s.log.Warn("sweep failed", "error", err)
@@ -173,11 +175,19 @@ func (s *Store) Run(ctx context.Context) error {
 		if err := s.syncLayers(); err != nil {
 			s.log.Warn("layers could not be synced", "error", err)
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		case <-s.wake:
+		for wait := true; wait; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case now := <-idle.C:
+				if err := s.unmountIdle(now.Add(-keepMounted)); err != nil {
+					s.log.Warn("layers could not be unmounted", "error", err)
+				}
+				continue
+			case <-t.C:
+			case <-s.wake:
+			}
+			wait = false
 		}
 	}
 }

@@ -57,13 +57,13 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o api.ImportOptions) (a
 }
 
 func (s *Store) importLayer(ctx context.Context, r io.Reader, cfg *config, names []reference.Named, l *lease) (digest.Digest, error) {
-	a := &archive{s: s, l: l, files: map[string]spooled{}}
+	a := s.newArchive(l)
 	id, err := a.importLayer(ctx, r, cfg, names)
 	return id, errors.Join(err, a.Close())
 }
 
 func (a *archive) importLayer(ctx context.Context, r io.Reader, cfg *config, names []reference.Named) (digest.Digest, error) {
-	layer, diff, err := a.rootFS(r)
+	layer, diff, err := a.rootFS(ctx, r)
 	if err != nil {
 		return "", err
 	}
@@ -92,20 +92,23 @@ func (a *archive) importLayer(ctx context.Context, r io.Reader, cfg *config, nam
 	if err != nil {
 		return "", err
 	}
-	_, err = a.s.add(ctx, a.l, add, names, &unpacker{source: a.s.held})
+	_, err = a.s.add(ctx, a.l, add, names, &unpacker{source: a.s.held, ahead: a.ahead.take})
 	return d, err
 }
 
 // rootFS keeps a root file system's tar as it came, unless it is packed as layers
 // can't be, and finds its diff ID.
-func (a *archive) rootFS(r io.Reader) (spooled, digest.Digest, error) {
-	sp, err := a.s.spool(r)
+func (a *archive) rootFS(ctx context.Context, r io.Reader) (spooled, digest.Digest, error) {
+	sp, err := a.spool(ctx, r)
 	if err != nil {
 		return sp, "", err
 	}
 	a.files["rootfs"] = sp
 	if sp.packed == plain {
 		return sp, sp.digest, nil
+	}
+	if diff := a.ahead.diff(sp.digest); diff != "" {
+		return sp, diff, nil
 	}
 	f, err := os.Open(sp.path)
 	if err != nil {
@@ -119,7 +122,7 @@ func (a *archive) rootFS(r io.Reader) (spooled, digest.Digest, error) {
 	defer z.Close()
 	limited := &bounded{r: z, left: a.s.cfg.Limits.ArchiveBytes}
 	if _, ok := layerTypes[sp.packed]; !ok {
-		if sp, err = a.s.spool(limited); err == nil {
+		if sp, err = a.spool(ctx, limited); err == nil {
 			a.files["unpacked"] = sp
 		}
 		return sp, sp.digest, err

@@ -5,49 +5,56 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// inheritDirs gives the directories that a layer's archive left out what the layers
-// below, the nearest first, say of them: an overlay shows the topmost layer's owner,
-// mode and times.
-func inheritDirs(dir string, lower, implicit []string) error {
-	for _, name := range implicit {
-		from, err := mergedWith(lower, name)
+// lowers are the layers below one, the nearest first, as directories. They are made
+// ready when they are asked for: most layers need one.
+type lowers struct {
+	n  int
+	at func(i int) (string, error)
+}
+
+// settle makes a layer fit what is below it: directories that its archive left out
+// are what the layers below say of them, because an overlay shows the topmost layer's
+// owner, mode and times; and whiteouts that hide nothing, because no layer below has
+// their directory, lose their marks, because overlayfs lists the files of such a
+// directory as they are.
+func settle(p place, below lowers, out extracted, mark bool) error {
+	for _, name := range out.implicit {
+		from, err := mergedWith(below, name)
 		if err != nil {
 			return fmt.Errorf("look up %q: %w", clip(name), err)
 		}
 		if from == nil {
 			continue
 		}
-		err = inheritDir(from, dir, name)
+		err = p.inherit(name, from)
 		from.Close()
 		if err != nil {
 			return fmt.Errorf("take over %q: %w", clip(name), err)
 		}
 	}
-	return nil
+	if !mark {
+		return nil
+	}
+	return pruneWhiteouts(p, below, out.whiteouts)
 }
 
-// pruneWhiteouts removes the marks of whiteouts that hide nothing, because no layer
-// below has their directory: overlayfs lists the files of such a directory as they
-// are, marks included.
-func pruneWhiteouts(dir string, lower, whiteouts []string) error {
+func pruneWhiteouts(p place, below lowers, whiteouts []string) error {
 	merged := map[string]bool{}
 	for _, name := range whiteouts {
-		d, base := path.Dir(name), path.Base(name)
+		d := path.Dir(name)
 		if _, known := merged[d]; !known {
-			own, hidden, err := descend(dir, d)
-			if err != nil || own == nil {
+			found, hidden, err := p.descend(d)
+			if err != nil || !found {
 				continue // replaced later in the archive
 			}
-			own.Close()
 			if hidden {
 				merged[d] = false
-			} else if from, err := mergedWith(lower, d); err != nil {
+			} else if from, err := mergedWith(below, d); err != nil {
 				return fmt.Errorf("look up %q: %w", clip(d), err)
 			} else if from != nil {
 				from.Close()
@@ -57,8 +64,7 @@ func pruneWhiteouts(dir string, lower, whiteouts []string) error {
 		if merged[d] {
 			continue
 		}
-		err := within(dir, d, func(d string) error { return removeMark(filepath.Join(d, base)) })
-		if err != nil {
+		if err := p.unmark(name); err != nil {
 			return fmt.Errorf("prune whiteout of %q: %w", clip(name), err)
 		}
 	}
@@ -81,8 +87,12 @@ func removeMark(path string) error {
 
 // mergedWith finds the nearest directory below that an overlay merges with a layer's
 // of the same name; nil if there is none.
-func mergedWith(lower []string, name string) (*os.File, error) {
-	for _, l := range lower {
+func mergedWith(below lowers, name string) (*os.File, error) {
+	for i := range below.n {
+		l, err := below.at(i)
+		if err != nil {
+			return nil, err
+		}
 		f, last, err := descend(l, name)
 		if f != nil || last || err != nil {
 			return f, err
@@ -143,18 +153,6 @@ func openBelow(dir, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-func inheritDir(from *os.File, dir, name string) error {
-	to, err := openBelow(dir, name)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil // replaced later in the archive
-	}
-	if err != nil {
-		return err
-	}
-	defer to.Close()
-	return copyAttributes(int(from.Fd()), int(to.Fd()))
-}
-
 // copyAttributes copies owner, mode, extended attributes but overlayfs's, and times
 // between open files.
 func copyAttributes(from, to int) error {
@@ -175,24 +173,34 @@ func copyAttributes(from, to int) error {
 }
 
 func copyXattrs(from, to int) error {
+	return eachXattr(from, func(name string, value []byte) error {
+		if err := unix.Fsetxattr(to, name, value, 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
+			return err
+		}
+		return nil
+	})
+}
+
+// eachXattr calls f with the extended attributes of an open file, but overlayfs's.
+func eachXattr(fd int, f func(name string, value []byte) error) error {
 	buf := make([]byte, 64<<10)
-	n, err := unix.Flistxattr(from, buf)
+	n, err := unix.Flistxattr(fd, buf)
 	if errors.Is(err, unix.ENOTSUP) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	value := make([]byte, 64<<10) // as large as an attribute can be
+	value := make([]byte, maxXattr)
 	for name := range strings.SplitSeq(strings.TrimRight(string(buf[:n]), "\x00"), "\x00") {
 		if name == "" || strings.HasPrefix(name, "trusted.overlay.") {
 			continue
 		}
-		n, err := unix.Fgetxattr(from, name, value)
+		n, err := unix.Fgetxattr(fd, name, value)
 		if err != nil {
 			return err
 		}
-		if err := unix.Fsetxattr(to, name, value[:n], 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
+		if err := f(name, value[:n]); err != nil {
 			return err
 		}
 	}

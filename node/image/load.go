@@ -67,7 +67,7 @@ func (s *Store) loadOne(ctx context.Context, a *archive, i loaded, o api.LoadOpt
 	if err != nil {
 		return nil, err
 	}
-	u := &unpacker{source: s.held}
+	u := &unpacker{source: s.held, ahead: a.ahead.take}
 	if !o.Quiet {
 		meters := make([]*meter, len(add.refs))
 		for n, ref := range add.refs {

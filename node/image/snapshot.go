@@ -137,14 +137,13 @@ func (s *Store) prepareIn(ctx context.Context, dir string, rec *containerRecord)
 	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // containers' users look up paths through it
 		return err
 	}
-	lower := s.lowerDirs(rec.Layers)
 	if rec.Copied {
 		n, err := s.copyLayers(ctx, filepath.Join(dir, "merged"), rec.Layers)
 		if err != nil {
 			return err
 		}
 		rec.Base = n
-	} else if err := inheritRoot(lower, filepath.Join(dir, "upper")); err != nil {
+	} else if err := s.again(ctx, rec.Layers, func() error { return s.inheritRoot(rec.Layers, filepath.Join(dir, "upper")) }); err != nil {
 		return err
 	}
 	if err := writeRecord(filepath.Join(dir, "snapshot"), rec, false); err != nil {
@@ -163,7 +162,13 @@ func (s *Store) prepareIn(ctx context.Context, dir string, rec *containerRecord)
 }
 
 // inheritRoot gives the root directory the attributes of the image's.
-func inheritRoot(lower []string, upper string) error {
+func (s *Store) inheritRoot(refs []layerRef, upper string) error {
+	user := s.mounts.temporary()
+	defer s.mounts.leave(user)
+	lower, err := s.lowerDirs(user, refs[max(0, len(refs)-1):])
+	if err != nil {
+		return err
+	}
 	from, err := os.Open(lower[0])
 	if err != nil {
 		return err
@@ -177,19 +182,24 @@ func inheritRoot(lower []string, upper string) error {
 	return copyAttributes(int(from.Fd()), int(to.Fd()))
 }
 
-// lowerDirs are the directories of an overlay below its upper one, topmost first.
-// The last has the mount points that an image may lack.
-func (s *Store) lowerDirs(refs []layerRef) []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// lowerDirs are the directories of an overlay below its upper one, topmost first,
+// usable until user leaves. The last has the mount points that an image may lack.
+func (s *Store) lowerDirs(user string, refs []layerRef) ([]string, error) {
 	var lower []string
 	for _, ref := range slices.Backward(refs) {
-		lower = append(lower, s.layerFS(ref.Chain))
-		if s.layers[ref.Chain].OpaqueRoot {
+		dir, err := s.use(user, ref.Chain)
+		if err != nil {
+			return nil, err
+		}
+		lower = append(lower, dir)
+		s.mu.Lock()
+		last := s.layers[ref.Chain].OpaqueRoot
+		s.mu.Unlock()
+		if last {
 			break
 		}
 	}
-	return append(lower, s.path("layers", initLayer, "fs"))
+	return append(lower, s.path("layers", initLayer, "fs")), nil
 }
 
 // Mount makes a prepared container's root file system usable. One that is mounted,
@@ -214,16 +224,25 @@ func (s *Store) Mount(ctx context.Context, id string) (Root, error) {
 	if err := s.ensure(ctx, rec.Layers); err != nil {
 		return Root{}, fmt.Errorf("mount container %s: %w", id, err)
 	}
-	err = mountOverlay(overlayDirs{
-		lower: s.lowerDirs(rec.Layers), upper: root.Upper, work: s.containerPath(id, "work"), target: merged,
-	})
-	if err != nil {
+	if err := s.again(ctx, rec.Layers, func() error { return s.mountOver(rec, root) }); err != nil {
 		return Root{}, api.Internal("mount container %s: %w", id, err)
 	}
 	if err := fillInit(merged); err != nil {
 		return Root{}, errors.Join(api.Internal("mount container %s: %w", id, err), s.Unmount(ctx, id))
 	}
 	return root, nil
+}
+
+// mountOver mounts a container's overlay over its layers.
+func (s *Store) mountOver(rec containerRecord, root Root) error {
+	lower, err := s.lowerDirs(rec.ID, rec.Layers)
+	if err == nil {
+		err = mountOverlay(overlayDirs{lower: lower, upper: root.Upper, work: s.containerPath(rec.ID, "work"), target: root.Path})
+	}
+	if err != nil {
+		s.mounts.leave(rec.ID)
+	}
+	return err
 }
 
 func (s *Store) container(id string) (containerRecord, error) {
@@ -261,6 +280,7 @@ func (s *Store) Unmount(_ context.Context, id string) error {
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return api.Internal("unmount container %s: %w", id, err)
 	}
+	s.mounts.leave(id)
 	return nil
 }
 

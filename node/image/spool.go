@@ -22,17 +22,46 @@ type spooled struct {
 	digest digest.Digest
 	size   int64
 	packed compression
+	synced *syncing // nil: not begun
 }
 
-// spool writes r to disk and says what it is.
-func (s *Store) spool(r io.Reader) (spooled, error) {
+// syncing is a file's way to the disk.
+type syncing struct {
+	done chan struct{} // closed: err is set
+	err  error
+}
+
+// syncFrom is from which size on a file is synced while others arrive. Small ones
+// may not be needed at all.
+const syncFrom = 1 << 20
+
+// beginSync syncs f, and closes it.
+func beginSync(f *os.File) *syncing {
+	s := &syncing{done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		s.err = errors.Join(f.Sync(), f.Close())
+	}()
+	return s
+}
+
+const spoolBuffer = 1 << 20
+
+// spool writes r to disk and says what it is. begun, which may be nil, is told of the
+// file once its first bytes are there, to read it while it grows.
+func (s *Store) spool(r io.Reader, begun func(g *growing, head []byte)) (spooled, error) {
 	f, err := os.CreateTemp(s.path("ingest"), spoolPrefix)
 	if err != nil {
 		return spooled{}, api.Internal("store archive: %w", err)
 	}
-	digester := digest.SHA256.Digester()
-	head := &headWriter{}
-	n, err := io.CopyBuffer(io.MultiWriter(f, digester.Hash(), head), onlyReader{r}, make([]byte, 256<<10))
+	sp := spooled{path: f.Name()}
+	g := newGrowing(f.Name())
+	err = sp.fill(f, r, g, begun)
+	g.end(sp.digest, err)
+	if err == nil && sp.size >= syncFrom {
+		sp.synced = beginSync(f)
+		return sp, nil
+	}
 	if e := f.Close(); err == nil {
 		err = e
 	}
@@ -43,20 +72,38 @@ func (s *Store) spool(r io.Reader) (spooled, error) {
 		}
 		return spooled{}, api.Internal("store archive: %w", err)
 	}
-	return spooled{path: f.Name(), digest: digester.Digest(), size: n, packed: detect(head.b)}, nil
+	return sp, nil
+}
+
+// fill copies r to f, and tells g.
+func (sp *spooled) fill(f *os.File, r io.Reader, g *growing, begun func(*growing, []byte)) error {
+	hash := digest.SHA256.Hash()
+	buf := make([]byte, spoolBuffer)
+	for {
+		n, err := readFull(r, buf)
+		if _, e := f.Write(buf[:n]); e != nil {
+			return e
+		}
+		g.grow(int64(n))
+		if sp.size == 0 {
+			sp.packed = detect(buf[:n])
+			if begun != nil {
+				begun(g, buf[:n])
+			}
+		}
+		hash.Write(buf[:n])
+		sp.size += int64(n)
+		if err == io.EOF {
+			sp.digest = digest.NewDigest(digest.SHA256, hash)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 type onlyReader struct{ io.Reader }
-
-// headWriter keeps the first bytes.
-type headWriter struct{ b []byte }
-
-func (h *headWriter) Write(b []byte) (int, error) {
-	if left := 6 - len(h.b); left > 0 {
-		h.b = append(h.b, b[:min(left, len(b))]...)
-	}
-	return len(b), nil
-}
 
 // adopt makes a spooled file a blob, which the caller has leased.
 func (s *Store) adopt(sp spooled) error {
@@ -69,14 +116,15 @@ func (s *Store) adopt(sp spooled) error {
 		}
 		return nil
 	}
-	f, err := os.Open(sp.path)
-	if err != nil {
-		return blobError(sp.digest, err)
+	if sp.synced == nil {
+		f, err := os.Open(sp.path)
+		if err != nil {
+			return blobError(sp.digest, err)
+		}
+		sp.synced = beginSync(f)
 	}
-	err = f.Sync()
-	f.Close()
-	if err != nil {
-		return blobError(sp.digest, err)
+	if <-sp.synced.done; sp.synced.err != nil {
+		return blobError(sp.digest, sp.synced.err)
 	}
 	if err := os.Rename(sp.path, s.blobPath(sp.digest)); err != nil {
 		return blobError(sp.digest, err)

@@ -39,6 +39,9 @@ type Config struct {
 	// Copy makes every container's root file system a copy, as where there is no
 	// overlayfs.
 	Copy bool
+	// Directories makes layers directories, as where the kernel can't mount an EROFS
+	// image from a file. Layers that are images already stay so.
+	Directories bool
 	// Keep is how long what no image refers to is kept for a transfer to go on
 	// with; 0 is a day.
 	Keep time.Duration
@@ -49,8 +52,12 @@ type Store struct {
 	cfg     Config
 	log     *slog.Logger
 	overlay bool // containers are overlay mounts; else copies
-	boot    string
-	workers chan struct{} // holds one token for each layer that is being unpacked
+	// mountable says that layers can be image files.
+	mountable bool
+	mounts    *mounts
+	room      room
+	boot      string
+	workers   chan struct{} // holds one token for each layer that is being unpacked
 
 	ingests ingests
 	fetches flights[digest.Digest] // by blob
@@ -94,6 +101,7 @@ func Open(c Config) (*Store, error) {
 		cfg: c, log: c.Logger.With("component", "images"), boot: bootID(),
 		workers: make(chan struct{}, c.Workers),
 		ingests: ingests{m: map[digest.Digest]*partial{}},
+		mounts:  newMounts(),
 		jobs:    newJobs(), wake: make(chan struct{}, 1),
 		images: map[digest.Digest]*entry{}, names: map[string]nameRecord{},
 		layers: map[digest.Digest]layerRecord{}, boxes: map[string]containerRecord{},
@@ -120,6 +128,11 @@ func (s *Store) load() error {
 		return fmt.Errorf("put away what is half-made: %w", err)
 	}
 	s.overlay = s.probeOverlay()
+	if err := s.probeImages(); err == nil {
+		s.mountable = true
+	} else if s.overlay && !s.cfg.Directories {
+		s.log.Info("layers are unpacked into directories: an EROFS image can't be mounted from a file here", "root", s.cfg.Root, "reason", err)
+	}
 	if err := s.makeInit(); err != nil {
 		return fmt.Errorf("make the lowest layer: %w", err)
 	}
@@ -131,6 +144,7 @@ func (s *Store) load() error {
 			return fmt.Errorf("load %s: %w", step.what, err)
 		}
 	}
+	s.adoptMounts()
 	return nil
 }
 
@@ -184,10 +198,11 @@ func (s *Store) emptyTrash() error {
 	return errors.Join(errs...)
 }
 
-// Close ends the streams that are being fed and waits for them. Mounts stay.
+// Close ends the streams that are being fed and waits for them. What containers have
+// mounted stays.
 func (s *Store) Close() error {
 	s.jobs.close()
-	return nil
+	return s.unmountIdle(time.Now())
 }
 
 // OnChange registers a function to be told of changes; see node.Images. It must not

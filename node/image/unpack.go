@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-engine/shoal/api"
 )
@@ -42,6 +42,9 @@ type layerRecord struct {
 	Entries int           `json:"entries"`
 	// Boot is the boot of the machine that unpacked it.
 	Boot string `json:"boot"`
+	// Image says that the layer is an EROFS image file, mounted where others have
+	// their directory.
+	Image bool `json:"image,omitempty"`
 	// Overlay says that whiteouts are marked as overlayfs knows them. Without it
 	// they are only listed.
 	Overlay   bool     `json:"overlay"`
@@ -56,6 +59,9 @@ type layerRecord struct {
 
 func (s *Store) layerPath(chain digest.Digest) string { return s.path("layers", chain.Encoded()) }
 func (s *Store) layerFS(chain digest.Digest) string   { return filepath.Join(s.layerPath(chain), "fs") }
+func (s *Store) imagePath(chain digest.Digest) string {
+	return filepath.Join(s.layerPath(chain), "image")
+}
 
 // loadLayers reads what is unpacked. A layer that can't be trusted, or was unpacked
 // for another kind of snapshots, is dropped: its blob is here.
@@ -80,10 +86,12 @@ func (s *Store) loadLayers() error {
 			err = errors.New("may be incomplete since the machine went down")
 		case err == nil && rec.Overlay != s.overlay:
 			err = errors.New("was unpacked for another kind of snapshots")
+		case err == nil && rec.Image && !s.mountable:
+			err = errors.New("is an image file, which can't be mounted here")
 		}
 		if err != nil {
 			s.log.Warn("layer is dropped, and unpacked again when needed", "path", path, "reason", err)
-			if err := s.trash(path); err != nil {
+			if err := errors.Join(unmountLayer(filepath.Join(path, "fs"), unix.MNT_DETACH), s.trash(path)); err != nil {
 				return err
 			}
 			continue
@@ -111,6 +119,9 @@ type unpacker struct {
 	// several goroutines at once.
 	progress func(i int, n int64)
 	done     func(i int)
+	// ahead, which may be nil, has what was unpacked before it was known to be a
+	// layer: it returns a blob's, once.
+	ahead func(blob digest.Digest) *staged
 }
 
 // run makes sure that every layer is there and returns their sizes. The caller holds
@@ -160,21 +171,21 @@ func (u *unpacker) layer(ctx context.Context, i int) error {
 		if u.s.hasLayer(ref.Chain) {
 			return nil
 		}
-		dir, err := os.MkdirTemp(u.s.path("staging"), "layer-")
-		if err != nil {
-			return api.Internal("unpack layer %s: %w", ref.Diff, err)
+		st, err := u.stage(ctx, i, i == 0)
+		if err != nil && !errors.Is(err, errNoRoom) {
+			return err
 		}
-		out, err := u.stage(ctx, i, dir)
-		if err == nil && i > 0 {
-			err = u.layer(ctx, i-1) // it may lend directories; its flight began before or begins now
+		if i > 0 { // it may lend directories; its flight began before or begins now
+			if err := u.layer(ctx, i-1); err != nil {
+				return errors.Join(err, st.drop())
+			}
 		}
-		if err == nil {
-			err = u.s.commitLayer(dir, ref, u.refs[:i], out)
+		if st == nil {
+			if st, err = u.stage(ctx, i, true); err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return errors.Join(err, os.RemoveAll(dir))
-		}
-		return nil
+		return errors.Join(u.s.commitLayer(st, ref, u.refs[:i]), st.drop())
 	})
 }
 
@@ -185,41 +196,54 @@ func (s *Store) hasLayer(chain digest.Digest) bool {
 	return ok
 }
 
-// stage unpacks the i-th layer into dir/fs: reading and decompressing, hashing and
-// writing files run beside each other.
-func (u *unpacker) stage(ctx context.Context, i int, dir string) (extracted, error) {
+// stage unpacks the i-th layer. turn says that those below it are there.
+func (u *unpacker) stage(ctx context.Context, i int, turn bool) (*staged, error) {
 	ref := u.refs[i]
+	if u.ahead != nil {
+		if st := u.ahead(ref.Desc.Digest); st != nil {
+			if u.progress != nil {
+				u.progress(i, ref.Desc.Size)
+			}
+			return st.of(i, ref)
+		}
+	}
 	src, err := u.source(ctx, ref)
 	if err != nil {
-		return extracted{}, err
+		return nil, err
 	}
 	defer src.Close()
 	if _, waits := src.(*arriving); !waits { // who waits for the network must not keep others from working
-		select {
-		case u.s.workers <- struct{}{}:
-			defer func() { <-u.s.workers }()
-		case <-ctx.Done():
-			return extracted{}, context.Cause(ctx)
+		free, err := u.s.work(ctx)
+		if err != nil {
+			return nil, err
 		}
+		defer free()
 	}
 	counted := &counter{r: src, tell: func(n int64) {
 		if u.progress != nil {
 			u.progress(i, n)
 		}
 	}}
-	out, diff, err := unpackTo(ctx, counted, filepath.Join(dir, "fs"), u.s.cfg.Limits, u.s.overlay)
+	st, err := u.s.unpack(ctx, counted, turn, nil)
 	if err != nil {
-		return out, wrapUnpack(ref.Desc.Digest, err)
+		return nil, wrapUnpack(ref.Desc.Digest, err)
 	}
-	if diff != ref.Diff {
-		return out, api.Errorf(errdefs.ErrDataLoss, "invalid diffID for layer %d: expected %q, got %q", i, ref.Diff, diff)
+	return st.of(i, ref)
+}
+
+// work waits for one of the workers that unpack; free lets the next have it.
+func (s *Store) work(ctx context.Context) (free func(), err error) {
+	select {
+	case s.workers <- struct{}{}:
+		return func() { <-s.workers }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
-	return out, nil
 }
 
 // wrapUnpack names the blob. Errors without a class are this host's own.
 func wrapUnpack(d digest.Digest, err error) error {
-	if errors.Is(err, context.Canceled) || errdefs.IsInvalidArgument(err) || errdefs.IsUnavailable(err) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, errNoRoom) || errdefs.IsInvalidArgument(err) || errdefs.IsUnavailable(err) {
 		return fmt.Errorf("unpack layer %s: %w", d, err)
 	}
 	return api.Internal("unpack layer %s: %w", d, err)
@@ -241,13 +265,66 @@ func (c *counter) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// unpackTo unpacks a layer, compressed or not, into the new directory dir and
-// returns its diff ID.
-func unpackTo(ctx context.Context, blob io.Reader, dir string, limits Limits, overlay bool) (extracted, digest.Digest, error) {
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return extracted{}, "", err
+// staged is a layer that was unpacked but isn't one of the store's yet.
+type staged struct {
+	dir  string // in staging; has the layer, and will have its record
+	to   place
+	out  extracted
+	diff digest.Digest
+}
+
+// drop removes what was not committed. A nil one has nothing.
+func (st *staged) drop() error {
+	if st == nil {
+		return nil
 	}
-	plainTar, _, err := decompress(blob)
+	return errors.Join(st.to.Close(), os.RemoveAll(st.dir))
+}
+
+// of makes sure that a layer is what its image says; if not, it is dropped.
+func (st *staged) of(i int, ref layerRef) (*staged, error) {
+	if st.diff != ref.Diff {
+		err := api.Errorf(errdefs.ErrDataLoss, "invalid diffID for layer %d: expected %q, got %q", i, ref.Diff, st.diff)
+		return nil, errors.Join(err, st.drop())
+	}
+	return st, nil
+}
+
+// unpack unpacks a layer, compressed or not, in a directory of its own below staging:
+// reading and decompressing, hashing and writing files run beside each other.
+// sum, which may be nil, is the blob's digest once all of it was read: then a blob
+// that isn't compressed need not be hashed again.
+func (s *Store) unpack(ctx context.Context, blob io.Reader, turn bool, sum func() digest.Digest) (*staged, error) {
+	dir, err := os.MkdirTemp(s.path("staging"), "layer-")
+	if err != nil {
+		return nil, err
+	}
+	to, err := s.newPlace(dir, turn)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	st := &staged{dir: dir, to: to}
+	if st.out, st.diff, err = unpackTo(ctx, blob, to, s.cfg.Limits, s.overlay, sum); err != nil {
+		return nil, errors.Join(err, st.drop())
+	}
+	return st, nil
+}
+
+// newPlace is where layers go on this host: below dir, an image file or a directory.
+func (s *Store) newPlace(dir string, turn bool) (place, error) {
+	fs := filepath.Join(dir, "fs")
+	if !s.overlay || !s.mountable || s.cfg.Directories {
+		return newDirPlace(fs)
+	}
+	if err := os.Mkdir(fs, 0o755); err != nil {
+		return nil, err
+	}
+	return newImagePlace(filepath.Join(dir, "image"), s.room.share(turn))
+}
+
+// unpackTo unpacks a layer to a place and returns its diff ID.
+func unpackTo(ctx context.Context, blob io.Reader, to place, limits Limits, mark bool, sum func() digest.Digest) (extracted, digest.Digest, error) {
+	plainTar, packed, err := decompress(blob)
 	if err != nil {
 		return extracted{}, "", err
 	}
@@ -255,15 +332,16 @@ func unpackTo(ctx context.Context, blob io.Reader, dir string, limits Limits, ov
 	digester := digest.SHA256.Digester()
 	// A tar of many small files is larger than its files: 512 bytes of header and
 	// up to 511 of padding each, more with long names.
-	bound := &bounded{r: plainTar, left: limits.LayerBytes + int64(limits.LayerEntries)*4096}
-	ahead := newReadAhead(io.TeeReader(bound, digester.Hash()))
-	defer ahead.Close()
-	x, err := newExtractor(dir, limits, overlay)
-	if err != nil {
-		return extracted{}, "", err
+	var r io.Reader = &bounded{r: plainTar, left: limits.LayerBytes + int64(limits.LayerEntries)*4096}
+	diff := digester.Digest
+	if packed == plain && sum != nil {
+		diff = sum
+	} else {
+		r = io.TeeReader(r, digester.Hash())
 	}
-	defer x.Close()
-	out, err := x.run(ctx, ahead)
+	ahead := newReadAhead(r)
+	defer ahead.Close()
+	out, err := newExtractor(to, limits, mark).run(ctx, ahead)
 	if err != nil {
 		return out, "", err
 	}
@@ -271,7 +349,7 @@ func unpackTo(ctx context.Context, blob io.Reader, dir string, limits Limits, ov
 	if _, err := io.Copy(io.Discard, ahead); err != nil {
 		return out, "", badTar(err)
 	}
-	return out, digester.Digest(), nil
+	return out, diff(), nil
 }
 
 // bounded fails once more than left bytes were read.
@@ -288,42 +366,43 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// commitLayer makes a staged layer one of the store's.
-func (s *Store) commitLayer(dir string, ref layerRef, below []layerRef, out extracted) error {
-	var lower []string
-	for _, b := range slices.Backward(below) {
-		lower = append(lower, s.layerFS(b.Chain))
+// commitLayer makes a staged layer one of the store's. Those below are.
+func (s *Store) commitLayer(st *staged, ref layerRef, below []layerRef) error {
+	user := s.mounts.temporary()
+	defer s.mounts.leave(user)
+	at := func(i int) (string, error) { return s.use(user, below[len(below)-1-i].Chain) }
+	if err := settle(st.to, lowers{len(below), at}, st.out, s.overlay); err != nil {
+		return fmt.Errorf("unpack layer %s: %w", ref.Diff, err)
 	}
-	if err := inheritDirs(filepath.Join(dir, "fs"), lower, out.implicit); err != nil {
-		return api.Internal("unpack layer %s: %w", ref.Diff, err)
+	if err := st.to.finish(); err != nil {
+		return wrapUnpack(ref.Desc.Digest, err)
 	}
-	if s.overlay {
-		if err := pruneWhiteouts(filepath.Join(dir, "fs"), lower, out.whiteouts); err != nil {
-			return api.Internal("unpack layer %s: %w", ref.Diff, err)
-		}
+	if lost := st.to.lost(); len(lost) > 0 {
+		s.log.Warn("layer has extended attributes that can't be kept", "layer", ref.Diff, "names", lost)
 	}
-	if len(out.skipped) > 0 {
-		s.log.Warn("layer has extended attributes that the file system does not take", "layer", ref.Diff, "names", slices.Sorted(maps.Keys(out.skipped)))
+	if err := st.to.Close(); err != nil {
+		return wrapUnpack(ref.Desc.Digest, err)
 	}
+	_, isImage := st.to.(*imagePlace)
 	rec := layerRecord{
-		Chain: ref.Chain, Diff: ref.Diff, Size: out.bytes, Entries: out.entries,
-		Boot: s.boot, Overlay: s.overlay, OpaqueRoot: slices.Contains(out.opaques, "."),
+		Chain: ref.Chain, Diff: ref.Diff, Size: st.out.bytes, Entries: st.out.entries, Image: isImage,
+		Boot: s.boot, Overlay: s.overlay, OpaqueRoot: slices.Contains(st.out.opaques, "."),
 	}
 	if !s.overlay {
-		rec.Whiteouts, rec.Opaques = out.whiteouts, out.opaques
+		rec.Whiteouts, rec.Opaques = st.out.whiteouts, st.out.opaques
 	}
-	if err := writeRecord(filepath.Join(dir, "layer"), rec, false); err != nil {
+	if err := writeRecord(filepath.Join(st.dir, "layer"), rec, false); err != nil {
 		return api.Internal("record layer %s: %w", ref.Diff, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.layers[ref.Chain]; ok {
-		return os.RemoveAll(dir)
+		return nil // st is dropped
 	}
-	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // users of containers look up paths through it
+	if err := os.Chmod(st.dir, 0o711); err != nil { //nolint:gosec // users of containers look up paths through it
 		return err
 	}
-	if err := os.Rename(dir, s.layerPath(ref.Chain)); err != nil {
+	if err := os.Rename(st.dir, s.layerPath(ref.Chain)); err != nil {
 		return api.Internal("keep layer %s: %w", ref.Diff, err)
 	}
 	s.layers[ref.Chain] = rec

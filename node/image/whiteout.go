@@ -62,10 +62,10 @@ func whiteout(name string) (kind whiteoutKind, target string) {
 func (x *extractor) opaque(dir string) error {
 	x.out.opaques = append(x.out.opaques, dir)
 	fd, err := x.parent(dir)
-	if err != nil || !x.overlay {
+	if err != nil || !x.mark {
 		return err
 	}
-	if err := unix.Setxattr(procPath(fd, "."), opaqueXattr, []byte("y"), 0); err != nil {
+	if err := x.to.hide(fd); err != nil {
 		return fmt.Errorf("mark opaque: %w", err)
 	}
 	return nil
@@ -81,18 +81,18 @@ func (x *extractor) whiteout(name string) error {
 	}
 	x.gone[name] = struct{}{}
 	x.out.whiteouts = append(x.out.whiteouts, name)
-	if !x.overlay {
+	if !x.mark {
 		return nil
 	}
-	err = unix.Mknodat(fd, base, unix.S_IFCHR, 0)
+	err = x.to.mknod(unix.S_IFCHR, 0, 0, fd, base)
 	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	var st unix.Stat_t
-	if err := unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	mode, _, err := x.to.stat(fd, base)
+	if err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+	if mode&unix.S_IFMT == unix.S_IFDIR {
 		return x.opaque(name)
 	}
 	return nil

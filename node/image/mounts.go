@@ -1,0 +1,278 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/node/image/erofs"
+)
+
+// mounts are the layers that are image files and mounted, each once, so that all
+// containers share its pages.
+//
+// Overlayfs holds on to what it was mounted over, so no mount is needed to keep a
+// container running: they are there to be found by the next container. Nothing about
+// them is on disk; Open finds the ones that are there.
+type mounts struct {
+	mu    sync.Mutex
+	last  int                                   // number of the last temporary user
+	users map[string]map[digest.Digest]struct{} // what each needs, by chain ID
+	count map[digest.Digest]int                 // how many users
+	idle  map[digest.Digest]time.Time           // mounted without a user, and since when
+}
+
+func newMounts() *mounts {
+	return &mounts{users: map[string]map[digest.Digest]struct{}{}, count: map[digest.Digest]int{}, idle: map[digest.Digest]time.Time{}}
+}
+
+// keepMounted is how long a layer stays mounted that no container uses: the next one
+// is likely to be of the same image, and finds the layer's pages in memory.
+const keepMounted = time.Minute
+
+// temporary names a user that is no container.
+func (m *mounts) temporary() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last++
+	return "/" + strconv.Itoa(m.last) // no container's ID has a slash
+}
+
+// add notes that user needs a layer; with mu held.
+func (m *mounts) add(user string, chain digest.Digest) {
+	if m.users[user] == nil {
+		m.users[user] = map[digest.Digest]struct{}{}
+	}
+	if _, ok := m.users[user][chain]; !ok {
+		m.users[user][chain] = struct{}{}
+		m.count[chain]++
+	}
+	delete(m.idle, chain)
+}
+
+// leave ends user's need of all its layers.
+func (m *mounts) leave(user string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for chain := range m.users[user] {
+		if m.count[chain]--; m.count[chain] == 0 {
+			delete(m.count, chain)
+			m.idle[chain] = time.Now()
+		}
+	}
+	delete(m.users, user)
+}
+
+// use returns a layer's directory and keeps it usable until user leaves. The caller
+// has a lease on the layer, or a container.
+func (s *Store) use(user string, chain digest.Digest) (string, error) {
+	s.mu.Lock()
+	rec, ok := s.layers[chain]
+	s.mu.Unlock()
+	if !ok {
+		return "", api.Internal("layer %s vanished", chain)
+	}
+	fs := s.layerFS(chain)
+	if !rec.Image {
+		return fs, nil
+	}
+	s.mounts.mu.Lock()
+	defer s.mounts.mu.Unlock()
+	on, err := mountinfo.Mounted(fs)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("look at layer %s: %w", chain, err)
+	}
+	if !on {
+		if err := mountImage(s.imagePath(chain), fs); err != nil {
+			return "", &damaged{chain, err}
+		}
+	}
+	s.mounts.add(user, chain)
+	return fs, nil
+}
+
+// damaged is the error of a layer whose image can't be mounted.
+type damaged struct {
+	chain digest.Digest
+	err   error
+}
+
+func (d *damaged) Error() string { return fmt.Sprintf("mount layer %s: %v", d.chain, d.err) }
+func (d *damaged) Unwrap() error { return d.err }
+
+// again does f, and if it meets a damaged layer, drops that and does f once more after
+// the layer was made again of its blob.
+func (s *Store) again(ctx context.Context, refs []layerRef, f func() error) error {
+	for range refs {
+		err := f()
+		var d *damaged
+		if !errors.As(err, &d) {
+			return err
+		}
+		s.log.Warn("layer is dropped, and unpacked again", "layer", d.chain, "reason", d.err)
+		if err := s.dropLayer(d.chain); err != nil {
+			return err
+		}
+		if err := s.ensure(ctx, refs); err != nil {
+			return err
+		}
+	}
+	return f()
+}
+
+func (s *Store) dropLayer(chain digest.Digest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.layers, chain)
+	return s.trashLayer(chain)
+}
+
+// trashLayer moves a layer that nobody needs out of the way; with mu held.
+func (s *Store) trashLayer(chain digest.Digest) error {
+	s.mounts.mu.Lock()
+	defer s.mounts.mu.Unlock()
+	delete(s.mounts.idle, chain)
+	if err := unmountLayer(s.layerFS(chain), unix.MNT_DETACH); err != nil {
+		return err
+	}
+	return s.trash(s.layerPath(chain))
+}
+
+// unmountLayer unmounts what is there, if anything is.
+func unmountLayer(fs string, flags int) error {
+	err := unix.Unmount(fs, unix.UMOUNT_NOFOLLOW|flags)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("unmount %s: %w", fs, err)
+	}
+	return nil
+}
+
+// adoptMounts finds out what processes before this one left mounted, and for whom.
+func (s *Store) adoptMounts() {
+	m := s.mounts
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for chain, rec := range s.layers {
+		if !rec.Image {
+			continue
+		}
+		if on, err := mountinfo.Mounted(s.layerFS(chain)); err == nil && on {
+			m.idle[chain] = time.Now()
+		}
+	}
+	for id, rec := range s.boxes {
+		if on, err := mountinfo.Mounted(s.containerPath(id, "merged")); err != nil || !on {
+			continue
+		}
+		for _, ref := range rec.Layers {
+			m.add(id, ref.Chain)
+		}
+	}
+}
+
+// unmountIdle unmounts layers that nobody used since before.
+func (s *Store) unmountIdle(before time.Time) error {
+	m := s.mounts
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var errs []error
+	for chain, since := range m.idle {
+		if since.After(before) {
+			continue
+		}
+		if err := unmountLayer(s.layerFS(chain), 0); errors.Is(err, unix.EBUSY) {
+			continue // somebody looks at it
+		} else if err != nil {
+			errs = append(errs, err)
+		}
+		delete(m.idle, chain)
+	}
+	return errors.Join(errs...)
+}
+
+// mountImage mounts an image file without a loop device. Nothing is run from where it
+// is mounted, only from overlays above.
+func mountImage(image, target string) error {
+	mfd, err := openImage(image)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mfd)
+	if err := unix.MoveMount(mfd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount EROFS at %s: %w", target, err)
+	}
+	return nil
+}
+
+// openImage returns a mount of an image file that is nowhere yet.
+func openImage(image string) (int, error) {
+	fsfd, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen erofs: %w", err)
+	}
+	defer unix.Close(fsfd)
+	if err := unix.FsconfigSetString(fsfd, "source", image); err != nil {
+		return -1, fmt.Errorf("EROFS source %s: %w%s", image, err, fsMessages(fsfd))
+	}
+	if err := unix.FsconfigSetFlag(fsfd, "ro"); err != nil {
+		return -1, fmt.Errorf("EROFS option ro: %w%s", err, fsMessages(fsfd))
+	}
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return -1, fmt.Errorf("open EROFS image %s: %w%s", image, err, fsMessages(fsfd))
+	}
+	mfd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID)
+	if err != nil {
+		return -1, fmt.Errorf("fsmount EROFS: %w", err)
+	}
+	return mfd, nil
+}
+
+// probeImages tries whether image files below the root can be mounted, attributes
+// that overlayfs needs included.
+func (s *Store) probeImages() error {
+	dir, err := os.MkdirTemp(s.path("staging"), "probe-")
+	if err != nil {
+		return err
+	}
+	return errors.Join(tryImage(filepath.Join(dir, "image")), os.RemoveAll(dir))
+}
+
+func tryImage(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w := erofs.New(f, erofs.Options{})
+	if err := w.AddXattr(erofs.Root, erofs.Xattr{Name: opaqueXattr, Value: "y"}); err != nil {
+		return err
+	}
+	if _, err := w.Finish(); err != nil {
+		return err
+	}
+	mfd, err := openImage(path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mfd)
+	root, err := unix.Openat(mfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open EROFS root: %w", err)
+	}
+	file := os.NewFile(uintptr(root), path)
+	defer file.Close()
+	if !isOpaque(file) {
+		return errors.New("this kernel's EROFS keeps no extended attributes")
+	}
+	return nil
+}
