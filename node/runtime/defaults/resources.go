@@ -83,13 +83,14 @@ func unified() bool {
 }
 
 // swapLimited says whether the kernel limits swap; asking it to where it can't
-// would fail the container.
+// would fail the container. On cgroup v2 the file is in all groups but the root.
 func swapLimited() bool {
+	pattern := "/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"
 	if unified() {
-		return true // left out by the runtime where the file is missing
+		pattern = "/sys/fs/cgroup/*/memory.swap.max"
 	}
-	_, err := os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
-	return err == nil
+	found, err := filepath.Glob(pattern)
+	return err == nil && len(found) > 0
 }
 
 func sysctlExists(name string) bool {
