@@ -8,6 +8,7 @@
 //	ingest/tmp-*             bytes whose digest is not known yet; removed by Open
 //	records/images/<hex>     one image, named by its ID (the digest of its config)
 //	records/names/<hex>      one name, named by the digest of its text; points at a manifest
+//	records/kept/<hex>       a name of what is more than an image here (an index with all platforms) or none
 //	records/*/*.corrupt      records that did not verify, set aside by Open
 //	layers/<chain>/fs        a layer as overlayfs wants it, named by its chain ID
 //	layers/<chain>/image     the layer as an EROFS image, which is mounted at fs while containers use it

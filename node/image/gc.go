@@ -82,6 +82,9 @@ func (s *Store) live() map[digest.Digest]struct{} {
 	for _, c := range s.boxes {
 		add(c.needs())
 	}
+	for _, k := range s.kept {
+		add(needed{blobs: append(slices.Clone(k.Blobs), k.Target)})
+	}
 	for d := range s.leased {
 		live[d] = struct{}{}
 	}

@@ -46,6 +46,9 @@ func (s *Store) putName(n reference.Named, id, target digest.Digest) error {
 		return api.Internal("record name %s: %w", rec.Name, err)
 	}
 	s.names[rec.Name] = rec
+	if k, ok := s.kept[rec.Name]; ok && k.Target != target {
+		return s.dropKept(rec.Name)
+	}
 	return nil
 }
 
@@ -55,7 +58,7 @@ func (s *Store) dropName(n reference.Named) error {
 		return api.Internal("forget name %s: %w", n, err)
 	}
 	delete(s.names, n.String())
-	return nil
+	return s.dropKept(n.String())
 }
 
 // Tag gives an image a further name.

@@ -72,13 +72,14 @@ type Store struct {
 	mu     sync.Mutex
 	images map[digest.Digest]*entry      // by ID
 	names  map[string]nameRecord         // by normalized name
+	kept   map[string]Kept               // by normalized name
 	layers map[digest.Digest]layerRecord // by chain ID
 	boxes  map[string]containerRecord    // by container ID
 	leased map[digest.Digest]int         // blobs and chain IDs that jobs need
 }
 
 // dirs are what Open makes below the root.
-var dirs = []string{"blobs/sha256", "ingest", "records/images", "records/names", "layers", "containers", "staging", "trash"}
+var dirs = []string{"blobs/sha256", "ingest", "records/images", "records/names", "records/kept", "layers", "containers", "staging", "trash"}
 
 // Open opens the store below c.Root, or makes one. What an earlier process left
 // half-made is put away; records that are damaged are set aside and logged.
@@ -103,7 +104,7 @@ func Open(c Config) (*Store, error) {
 		ingests: ingests{m: map[digest.Digest]*partial{}},
 		mounts:  newMounts(),
 		jobs:    newJobs(), wake: make(chan struct{}, 1),
-		images: map[digest.Digest]*entry{}, names: map[string]nameRecord{},
+		images: map[digest.Digest]*entry{}, names: map[string]nameRecord{}, kept: map[string]Kept{},
 		layers: map[digest.Digest]layerRecord{}, boxes: map[string]containerRecord{},
 		leased: map[digest.Digest]int{},
 	}
@@ -139,7 +140,7 @@ func (s *Store) load() error {
 	for _, step := range []struct {
 		what string
 		f    func() error
-	}{{"layers", s.loadLayers}, {"images", s.loadImages}, {"names", s.loadNames}, {"containers", s.loadContainers}} {
+	}{{"layers", s.loadLayers}, {"images", s.loadImages}, {"names", s.loadNames}, {"kept names", s.loadKept}, {"containers", s.loadContainers}} {
 		if err := step.f(); err != nil {
 			return fmt.Errorf("load %s: %w", step.what, err)
 		}

@@ -77,6 +77,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.network.Run(ctx) })
 	g.Go(func() error { return a.node.Run(ctx) })
 	g.Go(func() error { return a.serveNames(ctx) })
+	g.Go(func() error { return a.serveDistribution(ctx) })
 	g.Go(func() error { return a.serve(ctx, a.cfg.NodeSocket(), a.nodeHandler(nil)) })
 	g.Go(func() error { return a.runCluster(ctx) })
 	g.Go(func() error { return a.serveCluster(ctx) })

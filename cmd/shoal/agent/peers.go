@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 
 	"github.com/distribution/reference"
@@ -41,6 +42,9 @@ func (l locator) Find(ctx context.Context, d digest.Digest) iter.Seq2[transfer.P
 		if whole := transfer.Whole(ctx); len(holders) == 0 && whole != "" {
 			holders = view.Holders(string(whole))
 		}
+		if len(holders) == 0 && named(view, d, transfer.Whole(ctx)) {
+			holders = view.Nodes() // no image, so nobody is listed
+		}
 		for _, i := range rand.Perm(len(holders)) {
 			n := holders[i]
 			if !n.Down && !yield(transfer.Peer{ID: n.ID, Addrs: n.Bulk}, nil) {
@@ -48,6 +52,11 @@ func (l locator) Find(ctx context.Context, d digest.Digest) iter.Seq2[transfer.P
 			}
 		}
 	}
+}
+
+// named says whether a name of the cluster means one of the digests.
+func named(v catalog.View, ds ...digest.Digest) bool {
+	return slices.ContainsFunc(refsOf(v), func(r catalog.Ref) bool { return slices.Contains(ds, digest.Digest(r.Digest)) })
 }
 
 // resolveImage says which manifest the cluster means by a name.

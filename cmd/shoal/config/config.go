@@ -45,6 +45,8 @@ type Config struct {
 	DNS         DNS      `toml:"dns"`
 	Registry    Registry `toml:"registry"`
 	Log         Log      `toml:"log"`
+	// Distribution serves images to docker push, podman, skopeo and containerd.
+	Distribution Distribution `toml:"distribution"`
 }
 
 // Ports the agent listens on once it is in a cluster, at Advertise. All of them
@@ -90,6 +92,46 @@ type Registry struct {
 	Insecure []string `toml:"insecure"`
 }
 
+// Distribution is the cluster as a registry.
+type Distribution struct {
+	// Listen is where it is served; empty is nowhere. Its port is part of the names
+	// of what is pushed, so all nodes should have the same. An address that is taken
+	// is left out with a warning.
+	Listen string `toml:"listen"`
+	// Cert and Key are PEM files of this side, ClientCA of the authority that clients'
+	// certificates must come from. All three or none; needed off the loopback device.
+	Cert     string `toml:"cert"`
+	Key      string `toml:"key"`
+	ClientCA string `toml:"client_ca"`
+}
+
+// validate says what is wrong.
+func (d Distribution) validate(bad func(setting, format string, a ...any)) {
+	files := map[string]string{"cert": d.Cert, "key": d.Key, "client_ca": d.ClientCA}
+	set := 0
+	for name, path := range files {
+		if path != "" {
+			set++
+			if !filepath.IsAbs(path) {
+				bad("distribution."+name, "%q is not an absolute path", path)
+			}
+		}
+	}
+	if set != 0 && set != len(files) {
+		bad("distribution", "cert, key and client_ca go together: set all three or none")
+	}
+	if d.Listen == "" {
+		return
+	}
+	addr, err := netip.ParseAddrPort(d.Listen)
+	switch {
+	case err != nil || addr.Port() == 0:
+		bad("distribution.listen", "%q is not address:port, such as 127.0.0.1:5000", d.Listen)
+	case !addr.Addr().IsLoopback() && set == 0:
+		bad("distribution.listen", "%q can be reached from other hosts: set cert, key and client_ca, so that only clients with a certificate are served, or listen on 127.0.0.1", d.Listen)
+	}
+}
+
 // Log says what is logged to standard error, and how.
 type Log struct {
 	Level  string `toml:"level"`  // debug, info, warn, error
@@ -105,6 +147,8 @@ func Default() Config {
 		Network: Network{Pool: "10.77.0.0/16"},
 		DNS:     DNS{Listen: []string{"127.0.0.1:53"}, Domain: "shoal"},
 		Log:     Log{Level: "info", Format: "text"},
+
+		Distribution: Distribution{Listen: "127.0.0.1:5000"},
 	}
 }
 
@@ -236,6 +280,7 @@ func (c Config) Validate() error {
 			bad("registry.insecure", "%s", err)
 		}
 	}
+	c.Distribution.validate(bad)
 	switch c.Log.Level {
 	case "debug", "info", "warn", "error":
 	default:
