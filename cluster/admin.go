@@ -62,6 +62,7 @@ func (c *Cluster) Handler() http.Handler {
 			c.reply(w, r, out, err)
 		})
 	}
+	mux.HandleFunc("POST /shoal/v1/images/copy", c.serveCopy)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		c.reply(w, r, nil, api.NotFound("page not found"))
 	})

@@ -17,6 +17,7 @@
 //	layers/init/fs           the lowest layer of every container: mount points that images may lack
 //	containers/<id>/         upper, work and merged of one container, and its record "snapshot"
 //	staging/                 layers and containers that are being made; emptied by Open
+//	quarantine/<hex>         blobs that Verify found damaged; see Verify
 //	trash/                   trees that are being removed; emptied by Run
 //
 // Blobs and records are the truth and are synced before they count. Layers are a

@@ -41,6 +41,7 @@ type Agent struct {
 	node     *node.Node
 	front    *front
 	peers    *peerSource // where images come from
+	sources  sources     // nodes that blobs came from
 	gateway  chan netip.Addr
 
 	control, bulk *p2p.Host // made of one key, on two ports
@@ -78,7 +79,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.node.Run(ctx) })
 	g.Go(func() error { return a.serveNames(ctx) })
 	g.Go(func() error { return a.serveDistribution(ctx) })
-	g.Go(func() error { return a.serve(ctx, a.cfg.NodeSocket(), a.nodeHandler(nil)) })
+	g.Go(func() error { return a.serve(ctx, a.cfg.NodeSocket(), a.nodeHandler(a.own())) })
 	g.Go(func() error { return a.runCluster(ctx) })
 	g.Go(func() error { return a.serveCluster(ctx) })
 	err = g.Wait()
@@ -141,7 +142,7 @@ func (a *Agent) build(ctx context.Context) (err error) {
 		return err
 	}
 	a.node, err = node.New(node.Config{
-		Root: data("node"), ID: a.id, Name: a.cfg.Name, Images: a.images, Network: a.network, Runtime: runtime,
+		Root: data("node"), ID: a.id, Name: a.cfg.Name, Images: witness{a.images, &a.sources}, Network: a.network, Runtime: runtime,
 		Logger: a.log, Version: a.version, Labels: labels(a.cfg.Tags),
 	})
 	if err != nil {

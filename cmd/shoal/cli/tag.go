@@ -74,26 +74,3 @@ func joinTags(tags map[string]string) string {
 	}
 	return strings.Join(words, ",")
 }
-
-func imageCommand(g *globals) *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "See where images are"}
-	cmd.AddCommand(g.jsonFlag(&cobra.Command{
-		Use: "where IMAGE", Short: "List the nodes that hold an image", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := g.control()
-			if err != nil {
-				return err
-			}
-			where, err := c.ImageWhere(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return g.printer(cmd).list(where, "NODE\tIMAGE\tDIGEST", func(row func(...any)) {
-				for _, w := range where {
-					row(w.Node, strings.Join(w.Tags, ","), w.Digest)
-				}
-			})
-		},
-	}))
-	return cmd
-}

@@ -17,6 +17,7 @@ import (
 	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/cluster/catalog"
 	"github.com/shoal-engine/shoal/discovery"
+	"github.com/shoal-engine/shoal/node/image"
 )
 
 // maxAnswer bounds what is read of an answer that isn't a stream.
@@ -138,6 +139,27 @@ func (c *Client) tag(ctx context.Context, kind, object string, e edit) (map[stri
 func (c *Client) ImageWhere(ctx context.Context, ref string) ([]Holding, error) {
 	var out []Holding
 	return out, c.call(ctx, http.MethodGet, "/shoal/v1/images/where?ref="+url.QueryEscape(ref), nil, &out)
+}
+
+// CopyImage brings an image to nodes, or to all if none are given. The stream tells
+// of each node, by its name as ID, until the line whose detail is final.
+func (c *Client) CopyImage(ctx context.Context, ref string, nodes []string) (api.Stream[api.Progress], error) {
+	return stream[api.Progress](ctx, c, "/shoal/v1/images/copy?"+url.Values{"ref": {ref}, "node": nodes}.Encode())
+}
+
+// VerifyImages reads what the agent's own node holds of images, or all it holds if
+// none are given, and mends what it can.
+func (c *Client) VerifyImages(ctx context.Context, refs []string) (api.Stream[image.Checked], error) {
+	return stream[image.Checked](ctx, c, "/shoal/v1/images/verify?"+url.Values{"ref": refs}.Encode())
+}
+
+// stream posts a request whose answer is a stream of JSON values.
+func stream[T any](ctx context.Context, c *Client, path string) (api.Stream[T], error) {
+	res, err := c.do(ctx, http.MethodPost, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &lines[T]{body: res.Body, decoder: json.NewDecoder(res.Body)}, nil
 }
 
 // Resolve looks endpoints up, and waits for the first if told to. NotFound if
