@@ -174,12 +174,14 @@ func (a *Agent) clusterHandler() http.Handler {
 	for _, path := range []string{"resolve", "watch", "catalog"} {
 		mux.Handle("/shoal/v1/"+path, look)
 	}
+	mux.HandleFunc("POST /shoal/v1/images/verify", a.serveVerify)
 	mux.Handle("/shoal/", a.cluster.Handler())
 	return server.New(server.Config{Engine: a.cluster.Engine(), Logger: a.log, Version: a.version, Extra: mux})
 }
 
 // fetched logs a blob's journey.
 func (a *Agent) fetched(d digest.Digest, size int64, byPeer map[string]int64, took time.Duration) {
+	a.sources.add(d, byPeer)
 	from := make([]string, 0, len(byPeer))
 	for id, n := range byPeer {
 		from = append(from, fmt.Sprintf("%s:%d", a.nodeName(id), n))
