@@ -84,6 +84,19 @@ func (u *Upload) remove() error {
 	return nil
 }
 
+// Free removes a blob, unless something needs it: Conflict then.
+func (s *Store) Free(_ context.Context, d digest.Digest) error {
+	if err := checkDigest(d); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.live()[d]; ok {
+		return api.Conflict("blob %s is part of something that is kept", d)
+	}
+	return s.removeBlob(d)
+}
+
 // Hold keeps blobs from being swept until release is called, whether or not they are
 // here yet.
 func (s *Store) Hold(ds ...digest.Digest) (release func()) {

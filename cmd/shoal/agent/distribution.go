@@ -199,34 +199,49 @@ func refsOf(v catalog.View) []catalog.Ref {
 	return nil
 }
 
-// Put implements distribution.Names. An image becomes one as by a pull, of which all
-// is here already: the engine makes the cluster know it, and waits until it does.
-func (n *imageNames) Put(ctx context.Context, name reference.NamedTagged, target digest.Digest, parts []digest.Digest) error {
-	engine, familiar := n.a.cluster.Engine(), reference.FamiliarString(name)
+// Put implements distribution.Names. What is no image here is kept as it is: a chart, a
+// signature, an image for other hosts, one that doesn't unpack.
+func (n *imageNames) Put(ctx context.Context, name reference.NamedTagged, target digest.Digest, parts []digest.Digest) (note string, err error) {
+	familiar := reference.FamiliarString(name)
 	kept := image.Kept{Name: name.String(), Target: target, Blobs: parts, Shared: n.a.cluster.Member()}
-	if !n.a.images.IsImage(ctx, target) {
-		_, err := engine.RemoveImage(ctx, familiar, api.ImageRemoveOptions{Force: true}) // that had the name
-		if err != nil && !errdefs.IsNotFound(err) {
-			return err
+	if n.a.images.IsImage(ctx, target) {
+		err := n.adopt(ctx, familiar, target)
+		if err == nil {
+			return "", n.a.images.Keep(ctx, kept) // what the image itself doesn't need
 		}
-		if err := n.a.images.Keep(ctx, kept); err != nil {
-			return err
+		// NotFound are layers that only their publisher hands out.
+		if !errdefs.IsInvalidArgument(err) && !errdefs.IsDataLoss(err) && !errdefs.IsNotFound(err) {
+			return "", err
 		}
-		return n.propose(ctx, catalog.SetRef{Ref: catalog.Ref{Name: familiar, Digest: target.String()}})
+		note = fmt.Sprintf("kept, but no node can run it: %v", err)
 	}
-	s, err := engine.PullImage(ctx, api.PullOptions{Ref: familiar, Digest: target.String()})
+	_, err = n.a.cluster.Engine().RemoveImage(ctx, familiar, api.ImageRemoveOptions{Force: true}) // that had the name
+	if err != nil && !errdefs.IsNotFound(err) {
+		return "", err
+	}
+	if err := n.a.images.Keep(ctx, kept); err != nil {
+		return "", err
+	}
+	return note, n.propose(ctx, catalog.SetRef{Ref: catalog.Ref{Name: familiar, Digest: target.String()}})
+}
+
+// adopt makes what is here an image as by a pull: the engine makes the cluster know it,
+// and waits until it does.
+func (n *imageNames) adopt(ctx context.Context, familiar string, target digest.Digest) error {
+	s, err := n.a.cluster.Engine().PullImage(ctx, api.PullOptions{Ref: familiar, Digest: target.String()})
 	if err != nil {
 		return err
 	}
+	defer s.Close()
 	for line, err := range api.All(s) {
 		if err != nil {
 			return err
 		}
 		if line.Error != nil {
-			return api.InvalidArgument("%s", line.Error.Message)
+			return api.Internal("%s", line.Error.Message)
 		}
 	}
-	return n.a.images.Keep(ctx, kept) // what the image itself doesn't need
+	return nil
 }
 
 // Drop implements distribution.Names.

@@ -87,3 +87,6 @@ type shifted struct {
 }
 
 func (s shifted) Index() uint64 { return s.base + s.View.Index() }
+
+// Refs passes on what a view that can list names lists.
+func (s shifted) Refs() []catalog.Ref { return refsOf(s.View) }

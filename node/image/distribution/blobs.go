@@ -25,7 +25,7 @@ type part struct {
 // getBlob answers GET and HEAD. A blob that only other nodes hold is fetched, and
 // passed on while it comes.
 func (c *call) getBlob() error {
-	d, err := parseDigest(c.last)
+	d, err := askedDigest(c.last, codeBlobUnknown)
 	if err != nil {
 		return err
 	}

@@ -91,25 +91,27 @@ func (n names) List(context.Context) ([]distribution.Name, error) {
 	return out, nil
 }
 
-func (n names) Put(ctx context.Context, name reference.NamedTagged, target digest.Digest, parts []digest.Digest) error {
+func (n names) Put(ctx context.Context, name reference.NamedTagged, target digest.Digest, parts []digest.Digest) (note string, err error) {
 	if n.h.store.IsImage(ctx, target) {
 		s, err := n.h.store.Pull(ctx, api.PullOptions{Ref: name.String(), Digest: target.String()})
-		if err != nil {
-			return err
-		}
-		for _, err := range api.All(s) {
-			if err != nil {
-				return err
+		if err == nil {
+			for _, err = range api.All(s) {
+				if err != nil {
+					break
+				}
 			}
+		}
+		if err != nil {
+			note = err.Error()
 		}
 	}
 	if err := n.h.store.Keep(ctx, image.Kept{Name: name.String(), Target: target, Blobs: parts}); err != nil {
-		return err
+		return "", err
 	}
 	n.h.c.mu.Lock()
 	defer n.h.c.mu.Unlock()
 	n.h.c.names[name.String()] = target
-	return nil
+	return note, nil
 }
 
 func (n names) Drop(ctx context.Context, name reference.NamedTagged) error {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,7 +19,11 @@ import (
 // reference reads the last part of a manifest's path: a digest or a tag.
 func (c *call) reference() (d digest.Digest, tag string, err error) {
 	if strings.Contains(c.last, ":") {
-		d, err = parseDigest(c.last)
+		if c.r.Method == http.MethodPut {
+			d, err = parseDigest(c.last)
+		} else {
+			d, err = askedDigest(c.last, codeManifestUnknown)
+		}
 		return d, "", err
 	}
 	return "", c.last, nil
@@ -101,8 +106,12 @@ func (c *call) putManifest() error {
 		return err
 	}
 	if tag != "" {
-		if err := c.s.cfg.Names.Put(ctx, name, d, parts); err != nil {
+		note, err := c.s.cfg.Names.Put(ctx, name, d, parts)
+		if err != nil {
 			return err
+		}
+		if note != "" {
+			c.w.Header().Set("Warning", `299 - `+strconv.Quote(note))
 		}
 	}
 	if doc.subject != nil {
@@ -222,8 +231,8 @@ func (c *call) keep(ctx context.Context, d digest.Digest, b []byte) error {
 	return u.Commit(ctx, d)
 }
 
-// deleteManifest forgets a tag, or all tags of the repository that mean a digest. Only
-// what is named after this registry can be deleted through it.
+// deleteManifest forgets a tag, or a digest with all tags of the repository that mean
+// it. Only what is named after this registry can be deleted through it.
 func (c *call) deleteManifest() error {
 	d, tag, err := c.reference()
 	if err != nil {
@@ -238,28 +247,25 @@ func (c *call) deleteManifest() error {
 			return err
 		}
 	}
-	names, err := c.listed(ctx)
+	own, others, err := c.namesOf(ctx, d, tag)
 	if err != nil {
 		return err
 	}
-	var drop []Name
-	known := false
-	for _, n := range names {
-		match := n.Target == d && (tag == "" || n.Name.Tag() == tag)
-		known = known || match
-		if match && n.Name.Name() == c.repo.own.Name() {
-			drop = append(drop, n)
-		}
-	}
-	switch {
-	case !known:
-		return c.manifestUnknown(c.last)
-	case len(drop) == 0:
+	if len(own) == 0 && others {
 		return fault(http.StatusMethodNotAllowed, codeUnsupported, "%s is an image of the cluster that was not pushed here: docker rmi removes it", c.repo.path)
 	}
-	c.letGoOf(ctx, d)
-	for _, n := range drop {
+	_, doc, err := c.readDocument(ctx, d)
+	if err != nil && len(own) == 0 {
+		return c.manifestUnknown(c.last)
+	}
+	c.letGoOf(d, doc)
+	for _, n := range own {
 		if err := c.s.cfg.Names.Drop(ctx, n.Name); err != nil {
+			return err
+		}
+	}
+	if tag == "" {
+		if err := c.free(ctx, d, doc, len(own) > 0); err != nil {
 			return err
 		}
 	}
@@ -267,12 +273,50 @@ func (c *call) deleteManifest() error {
 	return nil
 }
 
-// letGoOf ends the holds on a manifest and what it leads to.
-func (c *call) letGoOf(ctx context.Context, d digest.Digest) {
-	c.s.letGo(d)
-	if _, doc, err := c.readDocument(ctx, d); err == nil {
-		for _, r := range doc.refs {
-			c.s.letGo(r.Digest)
+// namesOf are the names of this registry for a digest, with the tag if it isn't empty,
+// and whether there are names in the repository that are not this registry's.
+func (c *call) namesOf(ctx context.Context, d digest.Digest, tag string) (own []Name, others bool, err error) {
+	names, err := c.listed(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, n := range names {
+		switch {
+		case n.Target != d || tag != "" && n.Name.Tag() != tag:
+		case n.Name.Name() == c.repo.own.Name():
+			own = append(own, n)
+		default:
+			others = true
 		}
+	}
+	return own, others, nil
+}
+
+// free takes a manifest away that no tag of the repository means any more. It may
+// stay if others need it, unless it had no tag either.
+func (c *call) free(ctx context.Context, d digest.Digest, doc *document, tagged bool) error {
+	if doc != nil && doc.subject != nil {
+		if err := c.unrefer(ctx, d, doc.subject.Digest); err != nil {
+			return err
+		}
+	}
+	err := c.s.cfg.Blobs.Free(ctx, d)
+	if errdefs.IsConflict(err) {
+		if tagged {
+			return nil
+		}
+		return fault(http.StatusMethodNotAllowed, codeUnsupported, "%v", err)
+	}
+	return err
+}
+
+// letGoOf ends the holds on a manifest and what it leads to.
+func (c *call) letGoOf(d digest.Digest, doc *document) {
+	c.s.letGo(d)
+	if doc == nil {
+		return
+	}
+	for _, r := range doc.refs {
+		c.s.letGo(r.Digest)
 	}
 }

@@ -78,6 +78,15 @@ func parseDigest(text string) (digest.Digest, error) {
 	return d, nil
 }
 
+// askedDigest is parseDigest of what a client wants to read: what is not kept is only
+// not found.
+func askedDigest(text, code string) (digest.Digest, error) {
+	if d, err := digest.Parse(text); err == nil && d.Algorithm() != digest.SHA256 {
+		return "", fault(http.StatusNotFound, code, "%s is not here: only sha256 is kept", clip(text))
+	}
+	return parseDigest(text)
+}
+
 // parseRange reads the Content-Range of an upload: first and last byte, both counted
 // from 0. "bytes " before and "/total" behind are borne.
 func parseRange(text string) (first, last int64, err error) {

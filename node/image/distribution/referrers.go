@@ -84,6 +84,28 @@ func (c *call) refer(ctx context.Context, d digest.Digest, size int64, doc *docu
 	return c.putReferrers(ctx, name, list)
 }
 
+// unrefer takes a manifest out of the list of its subject.
+func (c *call) unrefer(ctx context.Context, d, subject digest.Digest) error {
+	c.s.referring.Lock()
+	defer c.s.referring.Unlock()
+	list, err := c.referring(ctx, subject)
+	if err != nil {
+		return err
+	}
+	rest := slices.DeleteFunc(slices.Clone(list), func(o ocispec.Descriptor) bool { return o.Digest == d })
+	if len(rest) == len(list) {
+		return nil
+	}
+	name, err := c.repo.tagged(referrersTag(subject))
+	if err != nil {
+		return err
+	}
+	if len(rest) == 0 {
+		return c.s.cfg.Names.Drop(ctx, name)
+	}
+	return c.putReferrers(ctx, name, rest)
+}
+
 func (c *call) putReferrers(ctx context.Context, name reference.NamedTagged, list []ocispec.Descriptor) error {
 	b, err := json.Marshal(index(list))
 	if err != nil {
@@ -101,5 +123,6 @@ func (c *call) putReferrers(ctx context.Context, name reference.NamedTagged, lis
 	if err := c.keep(ctx, d, b); err != nil {
 		return err
 	}
-	return c.s.cfg.Names.Put(ctx, name, d, parts)
+	_, err = c.s.cfg.Names.Put(ctx, name, d, parts)
+	return err
 }

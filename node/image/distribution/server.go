@@ -26,6 +26,8 @@ type Blobs interface {
 	// Relay is Fetch for whoever reads the blob while it comes. It ends with io.EOF
 	// only once all was verified. The caller closes.
 	Relay(ctx context.Context, want ocispec.Descriptor, whole digest.Digest) (io.ReadCloser, error)
+	// Free removes a blob; Conflict if something needs it.
+	Free(ctx context.Context, d digest.Digest) error
 	// Hold keeps blobs, here or not yet, from being swept until release.
 	Hold(ds ...digest.Digest) (release func())
 }
@@ -55,7 +57,8 @@ type Names interface {
 	List(ctx context.Context) ([]Name, error)
 	// Put makes a name mean target, which is here with all that it leads to: parts.
 	// Where target is an image of this host, the host has that image when Put returns.
-	Put(ctx context.Context, n reference.NamedTagged, target digest.Digest, parts []digest.Digest) error
+	// note says what the client should know, such as why it is no image after all.
+	Put(ctx context.Context, n reference.NamedTagged, target digest.Digest, parts []digest.Digest) (note string, err error)
 	// Drop forgets a name, and frees what only that needed. Conflict if it is in use.
 	Drop(ctx context.Context, n reference.NamedTagged) error
 }

@@ -49,7 +49,9 @@ func TestRefusals(t *testing.T) {
 		{"GET", "/v2/app/tags/list?n=-1", 400, "UNSUPPORTED"},
 		{"GET", "/v2/app/blobs/" + nobody, 404, "BLOB_UNKNOWN"},
 		{"GET", "/v2/app/blobs/sha256:short", 400, "DIGEST_INVALID"},
-		{"GET", "/v2/app/blobs/" + sha512, 400, "DIGEST_INVALID"},
+		{"GET", "/v2/app/blobs/" + sha512, 404, "BLOB_UNKNOWN"},
+		{"GET", "/v2/app/manifests/" + sha512, 404, "MANIFEST_UNKNOWN"},
+		{"PUT", "/v2/app/manifests/" + sha512, 400, "DIGEST_INVALID"},
 		{"DELETE", "/v2/app/blobs/" + string(d), 405, "UNSUPPORTED"},
 		{"POST", "/v2/app/blobs/" + string(d), 405, "UNSUPPORTED"},
 		{"GET", "/v2/app/blobs/uploads/", 405, "UNSUPPORTED"},
@@ -136,8 +138,11 @@ func TestBrokenLayer(t *testing.T) {
 	})
 	h.push("app", layer)
 	h.push("app", config)
-	h.fails(400, "MANIFEST_INVALID", "PUT", "/v2/app/manifests/1", m)
-	h.must(http.StatusNotFound, "GET", "/v2/app/manifests/1", nil)
+	w := h.must(http.StatusCreated, "PUT", "/v2/app/manifests/1", m)
+	require.Contains(t, w.Header().Get("Warning"), "299 - ")
+	require.Equal(t, m, h.must(http.StatusOK, "GET", "/v2/app/manifests/1", nil).Body.Bytes())
+	_, err := h.store.Get(t.Context(), "localhost:5000/app:1")
+	require.Error(t, err, "what can't be unpacked is kept, but no image")
 }
 
 func TestManifestsByTagAndDigest(t *testing.T) {
@@ -254,6 +259,8 @@ func TestIndex(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, digest.FromBytes(b), img.Target.Digest)
 	require.Len(t, h.store.Kept()[0].Blobs, 6)
+	child := "/v2/app/manifests/" + there.digest().String()
+	h.fails(405, "UNSUPPORTED", "DELETE", child, nil) // the index needs it
 
 	h.must(http.StatusAccepted, "DELETE", "/v2/app/manifests/"+digest.FromBytes(b).String(), nil)
 	h.must(http.StatusNotFound, "GET", "/v2/app/manifests/1", nil)
@@ -261,6 +268,8 @@ func TestIndex(t *testing.T) {
 	_, err = h.store.Get(t.Context(), "localhost:5000/app:1")
 	require.Error(t, err)
 	require.Empty(t, h.store.Kept())
+	h.must(http.StatusAccepted, "DELETE", child, nil)
+	h.fails(404, "MANIFEST_UNKNOWN", "GET", child, nil)
 }
 
 // TestArtefacts keeps what is no image, and lists what refers to an image.
@@ -293,6 +302,13 @@ func TestArtefacts(t *testing.T) {
 	list, err := h.store.List(t.Context())
 	require.NoError(t, err)
 	require.Len(t, list, 1, "artefacts are no images")
+	for left := range all {
+		path := "/v2/app/manifests/" + all[left].Digest.String()
+		h.must(http.StatusOK, "GET", path, nil)
+		h.must(http.StatusAccepted, "DELETE", path, nil)
+		h.must(http.StatusNotFound, "GET", path, nil)
+		require.Len(t, referrers(t, h, subject.Digest, ""), 1-left)
+	}
 }
 
 func referrers(t *testing.T, h *host, d digest.Digest, kind string) []ocispec.Descriptor {
