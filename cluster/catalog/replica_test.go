@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -215,6 +216,36 @@ func TestLeaderCutOffAndBack(t *testing.T) {
 			require.NoError(t, g.rs[n].Sync(t.Context()))
 			require.Equal(t, g.rs[l].View().Containers(), g.rs[n].View().Containers())
 		}
+	})
+}
+
+// TestCutOffLeaderResumesFromDisk: what a leader wrote alone is cut off its log when it
+// is back, and the log can still be read after a restart.
+func TestCutOffLeaderResumesFromDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ids := []string{"a", "b", "c"}
+		g := newGroup(t, t.TempDir(), ids...)
+		defer g.stopAll()
+		g.begin(t.Context(), ids...)
+		old := g.leader(t.Context(), ids...)
+		g.net.Isolate(old)
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := g.rs[old].Propose(short, catalog.SetRef{Ref: catalog.Ref{Name: "alone", Digest: "d"}})
+		require.ErrorIs(t, err, catalog.ErrNoLeader)
+		rest := slices.DeleteFunc(ids, func(id string) bool { return id == old })
+		now := g.leader(t.Context(), rest...)
+		_, err = g.rs[now].Propose(t.Context(), catalog.SetRef{Ref: catalog.Ref{Name: "kept", Digest: "d"}})
+		require.NoError(t, err)
+		g.net.Heal()
+		g.until(t.Context(), old, func(v catalog.View) bool { _, ok := v.Ref("kept"); return ok })
+		g.rs[old].stop()
+		g.start(old, false)
+		require.NoError(t, g.rs[old].Sync(t.Context()))
+		_, ok := g.rs[old].View().Ref("kept")
+		require.True(t, ok)
+		_, ok = g.rs[old].View().Ref("alone")
+		require.False(t, ok)
 	})
 }
 
