@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -27,7 +28,11 @@ type PeersConfig struct {
 	// Dial opens a stream of Protocol to a peer.
 	Dial    func(ctx context.Context, peerID string) (net.Conn, error)
 	Locator Locator
-	Logger  *slog.Logger // nil discards
+	// Chunks is a directory of its own for what is remembered of blobs' chunks; it is
+	// made if need be, and may be removed at any time. Empty, or a store that is no
+	// Lister, makes every blob move whole.
+	Chunks string
+	Logger *slog.Logger // nil discards
 	// OnFetched, if set, is told of every blob that was fetched, how many bytes of it
 	// each peer sent, and how long it took. It must not block.
 	OnFetched func(d digest.Digest, size int64, byPeer map[string]int64, took time.Duration)
@@ -43,6 +48,10 @@ type Peers struct {
 	cfg PeersConfig
 	log *slog.Logger
 
+	recipes  *recipes // nil: all blobs move whole
+	packer   *zstd.Encoder
+	unpacker *zstd.Decoder
+
 	mu      sync.Mutex
 	fetches map[digest.Digest]*fetch
 	served  map[digest.Digest]*served
@@ -56,12 +65,19 @@ func NewPeers(cfg PeersConfig) *Peers {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Peers{
+	p := &Peers{
 		cfg: cfg, log: cfg.Logger,
 		fetches: map[digest.Digest]*fetch{},
 		served:  map[digest.Digest]*served{},
 		banned:  map[string]time.Time{},
 	}
+	if cfg.Chunks != "" {
+		p.recipes = &recipes{dir: cfg.Chunks}
+		// Neither fails with options that are in range.
+		p.packer, _ = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(maxRun), zstd.WithEncoderCRC(false))
+		p.unpacker, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(maxRun))
+	}
+	return p
 }
 
 // fetch is one blob being fetched. Whoever asks for it meanwhile waits for it.
@@ -70,7 +86,9 @@ type fetch struct {
 	digest digest.Digest
 	size   int64
 	pieces int
-	bytes  map[string]int64 // by peer
+	bytes  map[string]int64 // by peer, as they were on the wire
+	plain  bool             // don't look for likeness
+	recipe string           // whose recipe all of the blob was made by
 	start  time.Time
 
 	progress *progress     // guarded by p.mu; its own methods lock for themselves
@@ -141,6 +159,12 @@ func (p *Peers) finish(f *fetch) {
 // the other, which shows who sent them.
 func (f *fetch) run(ctx context.Context, dst Store, want ocispec.Descriptor, report func(int64)) error {
 	notes, err := f.attempt(ctx, dst, want, report, "")
+	if errdefs.IsDataLoss(err) && f.recipe != "" {
+		// Every chunk was what the recipe says, so the recipe is wrong.
+		f.wrongBytes(f.recipe, true)
+		f.plain = true
+		notes, err = f.attempt(ctx, dst, want, report, "")
+	}
 	if !errdefs.IsDataLoss(err) {
 		return err
 	}
@@ -183,12 +207,28 @@ func (f *fetch) attempt(ctx context.Context, dst Store, want ocispec.Descriptor,
 	f.p.mu.Unlock()
 	defer g.end() // after the commit, so that who is served finds the blob whole
 
+	f.recipe = ""
+	if only == "" && !f.plain {
+		giver, err := f.delta(ctx, dst, w, g, report)
+		if err != nil {
+			return nil, err
+		}
+		if have, _ := g.snapshot(); resumed == 0 && have.count() == f.pieces {
+			f.recipe = giver
+		}
+	}
 	s := newSwarm(f, g, w, only, report)
 	s.notes.resumed = resumed
 	if err := s.run(ctx); err != nil {
 		return s.notes, err
 	}
-	return s.notes, w.Commit(ctx)
+	err = w.Commit(ctx)
+	if err == nil {
+		for id, verified := range s.rejected {
+			f.wrongBytes(id, verified)
+		}
+	}
+	return s.notes, err
 }
 
 // notes are what has to be remembered of an attempt to tell who lied.
@@ -202,6 +242,7 @@ type notes struct {
 type pieceNote struct {
 	peer     string
 	sum      uint64
+	crc      uint32
 	verified bool
 }
 

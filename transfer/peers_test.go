@@ -7,6 +7,7 @@ import (
 	"iter"
 	"maps"
 	"net"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -25,9 +26,10 @@ import (
 
 // node is a host, its store and its exchange.
 type node struct {
-	host  *memory.Host
-	store *storetest.Store
-	peers *transfer.Peers
+	host   *memory.Host
+	store  *storetest.Store
+	chunks string // where it remembers how blobs are cut
+	peers  *transfer.Peers
 
 	mu    sync.Mutex
 	from  map[string]int64  // of the last fetch
@@ -47,9 +49,9 @@ type cluster struct {
 func newCluster(t *testing.T, ids ...string) *cluster {
 	c := &cluster{t: t, net: memory.NewNetwork(), nodes: map[string]*node{}}
 	for _, id := range ids {
-		n := &node{host: c.net.Host(id), store: storetest.Memory(), liars: map[string]string{}}
+		n := &node{host: c.net.Host(id), store: storetest.Memory(), chunks: filepath.Join(t.TempDir(), id), liars: map[string]string{}}
 		n.peers = transfer.NewPeers(transfer.PeersConfig{
-			Self: id,
+			Self: id, Chunks: n.chunks,
 			Dial: func(ctx context.Context, peer string) (net.Conn, error) {
 				return n.host.Dial(ctx, peer, transfer.Protocol)
 			},

@@ -15,7 +15,7 @@ type progress struct {
 	mu      sync.Mutex
 	have    bitmap
 	taken   bitmap        // have, or being written
-	log     []uint32      // the pieces of have, in the order of their arrival
+	log     []uint32      // the pieces that came, in that order; also those removed since
 	changed chan struct{} // closed and replaced when log grows or ended is set
 	ended   bool
 }
@@ -43,6 +43,14 @@ func (g *progress) add(piece int) {
 	g.have.set(piece)
 	g.log = append(g.log, uint32(piece))
 	g.notify()
+}
+
+// remove takes a piece back that turned out to be wrong.
+func (g *progress) remove(piece int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.taken.unset(piece)
+	g.have.unset(piece)
 }
 
 // end says that nothing is to be had here any more.

@@ -3,7 +3,9 @@ package transfer
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"io"
 	"net"
 	"slices"
@@ -64,6 +66,9 @@ type served struct {
 	fetching map[string]int       // peers that pass on what they get, with their sessions
 	gone     map[string]time.Time // when they went
 	changed  chan struct{}        // closed and replaced when fetching changes
+
+	summing sync.Mutex // held while sums is made; not with Peers.mu
+	sums    []byte     // of the pieces, as in a sums frame; nil until asked for
 }
 
 // enter adds a session to those of its blob.
@@ -176,8 +181,11 @@ func (s *session) run(ctx context.Context) error {
 	if kind == kindAsk {
 		return s.tellSize(ctx, body)
 	}
+	if kind == kindDelta {
+		return s.serveDelta(ctx, r, body)
+	}
 	if kind != kindWant {
-		return errors.New("first frame is neither a want nor an ask")
+		return errors.New("first frame opens no session")
 	}
 	if s.want, err = decodeWant(body); err != nil {
 		return err
@@ -203,7 +211,51 @@ func (s *session) run(ctx context.Context) error {
 			s.conn.Close() // ends the reading below
 		}
 	})
+	if src := s.source(); s.want.sums && src.whole != nil {
+		wg.Go(func() {
+			if err := s.tellSums(ctx, src.whole); err != nil {
+				s.conn.Close()
+			}
+		})
+	}
 	return s.answer(ctx, r)
+}
+
+// tellSums reads the whole blob, once for all sessions, and tells the sums of its pieces.
+func (s *session) tellSums(ctx context.Context, blob Blob) error {
+	s.blob.summing.Lock()
+	sums := s.blob.sums
+	var err error
+	if sums == nil {
+		sums, err = sumPieces(ctx, blob, s.want.size, s.pieces)
+	}
+	if err == nil {
+		s.blob.sums = sums
+	}
+	s.blob.summing.Unlock()
+	if err != nil {
+		return err
+	}
+	return s.write(frame(kindSums, sums...))
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func sumPieces(ctx context.Context, r io.ReaderAt, size int64, pieces int) ([]byte, error) {
+	buf := pieceBuffers.Get().(*[maxPiece]byte)
+	defer pieceBuffers.Put(buf)
+	out := make([]byte, 0, 4*pieces)
+	for i := range pieces {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		b := buf[:pieceLen(size, i)]
+		if err := readFull(r, b, pieceAt(size, i)); err != nil {
+			return nil, err
+		}
+		out = binary.BigEndian.AppendUint32(out, crc32.Checksum(b, castagnoli))
+	}
+	return out, nil
 }
 
 // resolve finds the blob: whole, or else under way.

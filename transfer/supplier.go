@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"hash/crc32"
 	"hash/maphash"
 	"io"
 	"net"
@@ -101,6 +102,12 @@ func (u *supplier) handle(ctx context.Context, s *swarm, kind byte, body []byte)
 			return err
 		}
 		return s.post(ctx, func() { s.onMore(u, pieces) })
+	case kindSums:
+		sums, err := decodeSums(body, s.f.pieces)
+		if err != nil {
+			return err
+		}
+		return s.post(ctx, func() { s.onSums(u.peer, sums) })
 	case kindPeers:
 		ids, err := decodePeers(body)
 		if err != nil {
@@ -152,7 +159,7 @@ func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, siz
 	if off != length {
 		return errors.New("piece is cut short")
 	}
-	note := pieceNote{peer: u.peer, sum: maphash.Bytes(s.notes.seed, buf[:length]), verified: first.verified}
+	note := pieceNote{peer: u.peer, sum: maphash.Bytes(s.notes.seed, buf[:length]), crc: crc32.Checksum(buf[:length], castagnoli), verified: first.verified}
 	fresh := s.progress.claim(piece)
 	if fresh {
 		if _, err := s.w.WriteAt(buf[:length], pieceAt(s.f.size, piece)); err != nil {

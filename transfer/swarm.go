@@ -38,6 +38,9 @@ const (
 	aheadTime = 250 * time.Millisecond
 	// minWindow is how many pieces what has come may at least be scattered over.
 	minWindow = 16
+	// minSummed is how many pieces a blob has whose pieces' sums are asked for: others
+	// are soon fetched again.
+	minSummed = 8
 	minAhead  = 2
 	maxAhead  = 8
 )
@@ -75,6 +78,10 @@ type swarm struct {
 	done     int64
 	lastNews time.Time // when a piece came or a session said what it has
 	err      error
+
+	sums     map[string][]uint32 // what holders say the pieces' sums are
+	rejected map[string]bool     // who sent pieces that weren't believed, and whether as verified
+	reported int64
 }
 
 // candidate is a peer that may be asked.
@@ -91,6 +98,8 @@ func newSwarm(f *fetch, g *progress, w Writer, only string, report func(int64)) 
 		notes:      &notes{seed: maphash.MakeSeed(), sums: make([]pieceNote, f.pieces)},
 		events:     make(chan func(), 64),
 		candidates: map[string]*candidate{},
+		sums:       map[string][]uint32{},
+		rejected:   map[string]bool{},
 		missing:    newBitmap(f.pieces),
 		inflight:   make([]int8, f.pieces),
 		avail:      make([]uint16, f.pieces),
@@ -240,7 +249,7 @@ func (s *swarm) session(ctx context.Context, id string) {
 	defer conn.Close()
 	u := &supplier{peer: id, conn: conn, pieceSize: float64(pieceSize(s.f.size)), out: make(chan []byte, 4*maxAhead), have: newBitmap(s.f.pieces)}
 	u.lastByte.Store(time.Now().UnixNano())
-	u.out <- want{digest: s.f.digest, size: s.f.size, fetching: s.only == ""}.encode()
+	u.out <- want{digest: s.f.digest, size: s.f.size, fetching: s.only == "", sums: s.only == "" && s.f.pieces >= minSummed}.encode()
 	if s.post(ctx, func() { s.suppliers = append(s.suppliers, u) }) != nil {
 		return
 	}
@@ -404,7 +413,12 @@ func (s *swarm) onPiece(u *supplier, piece int, fresh bool, n pieceNote) {
 		s.notes.sums[piece] = n
 		s.f.bytes[u.peer] += int64(length)
 		s.lastNews = now
-		s.report(s.done)
+		if s.doubtful(piece) {
+			s.reject(piece)
+		} else if s.done > s.reported {
+			s.reported = s.done
+			s.report(s.done)
+		}
 	}
 	if len(u.asked) == 0 {
 		return // dropped meanwhile

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/transfer/chunk"
 )
 
 // Protocol is what Serve expects to listen to and PeersConfig.Dial to open. A change
@@ -34,16 +35,21 @@ const (
 
 // The kinds of frames; the numbers are on the wire and never get another meaning.
 const (
-	kindWant  = 1 // asker: flags, size, digest
-	kindGet   = 2 // asker: piece
-	kindNext  = 3 // asker: bitmap of pieces, any of which will do
-	kindAsk   = 4 // asker, first and only: digest of a blob whose size it doesn't know
-	kindHave  = 16
-	kindMore  = 17
-	kindPeers = 18
-	kindData  = 19
-	kindNone  = 20
-	kindSize  = 21 // answers an ask: the size of a blob that is held whole
+	kindWant   = 1 // asker: flags, size, digest
+	kindGet    = 2 // asker: piece
+	kindNext   = 3 // asker: bitmap of pieces, any of which will do
+	kindAsk    = 4 // asker, first and only: digest of a blob whose size it doesn't know
+	kindDelta  = 5 // asker, first: flags, size, digest; opens a delta session
+	kindRead   = 6 // asker, in a delta session: offset, length
+	kindHave   = 16
+	kindMore   = 17
+	kindPeers  = 18
+	kindData   = 19
+	kindNone   = 20
+	kindSize   = 21 // answers an ask: the size of a blob that is held whole
+	kindChunks = 22 // answers a delta: flags, chunks
+	kindRun    = 23 // answers a read: flags, content
+	kindSums   = 24 // holder: CRC-32C of every piece, once it has read them
 )
 
 // A frame is its kind in a byte, the length of its body in four (big endian), and the
@@ -55,6 +61,7 @@ type want struct {
 	digest   digest.Digest
 	size     int64
 	fetching bool // the asker passes on what it gets; others may be told
+	sums     bool // the asker wants to know the pieces' sums
 }
 
 // Have says what the holder has.
@@ -84,10 +91,18 @@ const noPiece = ^uint32(0)
 // bodyLimit is the most bytes a frame of a kind may have.
 func bodyLimit(kind byte) int {
 	switch kind {
-	case kindWant:
+	case kindWant, kindDelta:
 		return 9 + maxDigestLen
 	case kindGet, kindNone:
 		return 4
+	case kindRead:
+		return 12
+	case kindSums:
+		return 4 * maxPieces
+	case kindChunks:
+		return 1 + maxChunks*chunk.EntrySize
+	case kindRun:
+		return 1 + maxRun
 	case kindAsk:
 		return maxDigestLen
 	case kindSize:
@@ -158,6 +173,9 @@ func (w want) encode() []byte {
 	if w.fetching {
 		b[0] = 1
 	}
+	if w.sums {
+		b[0] |= 2
+	}
 	binary.BigEndian.PutUint64(b[1:], uint64(w.size))
 	return frame(kindWant, append(b, w.digest...)...)
 }
@@ -166,7 +184,7 @@ func decodeWant(b []byte) (want, error) {
 	if len(b) < 9 {
 		return want{}, api.InvalidArgument("want frame of %d bytes", len(b))
 	}
-	w := want{fetching: b[0]&1 != 0, size: int64(binary.BigEndian.Uint64(b[1:])), digest: digest.Digest(b[9:])}
+	w := want{fetching: b[0]&1 != 0, sums: b[0]&2 != 0, size: int64(binary.BigEndian.Uint64(b[1:])), digest: digest.Digest(b[9:])}
 	if err := w.digest.Validate(); err != nil {
 		return want{}, api.InvalidArgument("want frame: digest: %w", err)
 	}
@@ -223,6 +241,17 @@ func decodeMore(b []byte, pieces int) ([]int, error) {
 			return nil, api.InvalidArgument("more frame: piece %d of %d", p, pieces)
 		}
 		out = append(out, int(p))
+	}
+	return out, nil
+}
+
+func decodeSums(b []byte, pieces int) ([]uint32, error) {
+	if len(b) != 4*pieces {
+		return nil, api.InvalidArgument("sums frame of %d bytes for %d pieces", len(b), pieces)
+	}
+	out := make([]uint32, pieces)
+	for i := range out {
+		out[i] = binary.BigEndian.Uint32(b[4*i:])
 	}
 	return out, nil
 }

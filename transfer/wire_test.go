@@ -4,10 +4,15 @@ import (
 	"bufio"
 	"bytes"
 	"io"
+	"math/rand/v2"
 	"testing"
 
+	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-engine/shoal/transfer/chunk"
 )
 
 // roundTrip reads back one encoded frame.
@@ -92,6 +97,57 @@ func TestPieces(t *testing.T) {
 	}
 }
 
+// TestRun holds for content that compresses and content that doesn't.
+func TestRun(t *testing.T) {
+	pack, err := zstd.NewWriter(nil)
+	require.NoError(t, err)
+	unpack, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxRun))
+	require.NoError(t, err)
+	noise := make([]byte, maxRun)
+	rand.NewChaCha8([32]byte{}).Read(noise)
+	for _, content := range [][]byte{noise, make([]byte, maxRun), {1}} {
+		kind, body := roundTrip(t, encodeRun(pack, content))
+		require.Equal(t, byte(kindRun), kind)
+		require.LessOrEqual(t, len(body), len(content)+1)
+		got, err := decodeRun(unpack, body, len(content))
+		require.NoError(t, err)
+		require.Equal(t, content, got)
+		_, err = decodeRun(unpack, body, len(content)-1)
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	}
+	bomb := append([]byte{1}, pack.EncodeAll(make([]byte, 64<<20), nil)...)
+	_, err = decodeRun(unpack, bomb, maxRun)
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+}
+
+func TestRecipeFile(t *testing.T) {
+	r := chunk.Recipe{{Len: 5}, {Sum: chunk.Sum{1}, Len: chunk.Max}}
+	raw := encodeRecipe(r)
+	got, err := decodeRecipe(raw, r.Size())
+	require.NoError(t, err)
+	require.Equal(t, r, got)
+	_, err = decodeRecipe(raw, r.Size()+1)
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	for i := range raw {
+		bad := bytes.Clone(raw)
+		bad[i] ^= 1
+		_, err := decodeRecipe(bad, r.Size())
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "byte %d", i)
+		_, err = decodeRecipe(raw[:i], r.Size())
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "cut at %d", i)
+	}
+}
+
+func FuzzRecipeFile(f *testing.F) {
+	f.Add(encodeRecipe(chunk.Recipe{{Len: 5}}), int64(5))
+	f.Add([]byte(recipeMagic), int64(0))
+	f.Fuzz(func(t *testing.T, b []byte, size int64) {
+		if r, err := decodeRecipe(b, size); err == nil {
+			require.Equal(t, size, r.Size())
+		}
+	})
+}
+
 // FuzzFrames feeds a stream of bytes to every decoder, as a peer could.
 func FuzzFrames(f *testing.F) {
 	f.Add(want{digest: digest.FromString("x"), size: 1 << 20}.encode())
@@ -99,9 +155,19 @@ func FuzzFrames(f *testing.F) {
 	f.Add(encodeMore([]uint32{1, 2}))
 	f.Add(encodePeers([]string{"a", "b"}))
 	f.Add(encodePiece(kindNone, noPiece))
+	f.Add(frame(kindSums, make([]byte, 32)...))
 	f.Add(frame(kindNext, newBitmap(8)...))
 	f.Add(encodeAsk(digest.FromString("x")))
 	f.Add(encodeSize(noSize))
+	f.Add(delta{digest: digest.FromString("x"), size: 1 << 20, recipe: true}.encode())
+	f.Add(read{at: 5, len: 10}.encode())
+	f.Add(encodeChunks(chunk.Recipe{{Len: 3}, {Len: 4}})[0])
+	pack, err := zstd.NewWriter(nil)
+	require.NoError(f, err)
+	unpack, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxRun))
+	require.NoError(f, err)
+	f.Add(encodeRun(pack, make([]byte, 1000)))
+	f.Add(encodeRun(pack, []byte("noise")))
 	data := make([]byte, headerSize+dataHeadSize+3)
 	putDataHead(data, dataHead{piece: 1, last: true}, 3)
 	f.Add(data)
@@ -141,6 +207,24 @@ func FuzzFrames(f *testing.F) {
 					_, again := roundTrip(t, encodeAsk(d))
 					require.Equal(t, body, again)
 				}
+			case kindDelta:
+				if d, err := decodeDelta(body); err == nil {
+					require.LessOrEqual(t, d.size, int64(maxDelta))
+				}
+			case kindRead:
+				if r, err := decodeRead(body, 1<<20); err == nil {
+					_, again := roundTrip(t, r.encode())
+					require.Equal(t, body, again)
+					require.LessOrEqual(t, r.at+int64(r.len), int64(1<<20))
+				}
+			case kindChunks:
+				if r, _, err := decodeChunks(body); err == nil {
+					require.LessOrEqual(t, len(r), maxChunks)
+				}
+			case kindRun:
+				if content, err := decodeRun(unpack, body, 1000); err == nil {
+					require.Len(t, content, 1000)
+				}
 			case kindSize:
 				if n, err := decodeSize(body); err == nil {
 					_, again := roundTrip(t, encodeSize(n))
@@ -158,6 +242,10 @@ func FuzzFrames(f *testing.F) {
 				if ids, err := decodePeers(body); err == nil {
 					_, again := roundTrip(t, encodePeers(ids))
 					require.Equal(t, body, again)
+				}
+			case kindSums:
+				if sums, err := decodeSums(body, pieces); err == nil {
+					require.Len(t, sums, pieces)
 				}
 			case kindNext:
 				decodeBitmap(body, pieces)

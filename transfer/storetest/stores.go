@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,6 +29,7 @@ type disk interface {
 	create(name string, size int64) (file, error)
 	rename(from, to string) error
 	remove(name string) error
+	list() ([]string, error)
 }
 
 type file interface {
@@ -66,6 +69,23 @@ func (s *Store) Stat(ctx context.Context, d digest.Digest) (ocispec.Descriptor, 
 	}
 	defer b.Close()
 	return ocispec.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: b.Size()}, nil
+}
+
+// Blobs implements transfer.Lister.
+func (s *Store) Blobs(ctx context.Context) iter.Seq2[ocispec.Descriptor, error] {
+	return func(yield func(ocispec.Descriptor, error) bool) {
+		names, err := s.disk.list()
+		if err != nil {
+			yield(ocispec.Descriptor{}, err)
+			return
+		}
+		for _, name := range names {
+			d, err := s.Stat(ctx, digest.NewDigestFromEncoded(digest.SHA256, name))
+			if err == nil && !yield(d, nil) {
+				return
+			}
+		}
+	}
 }
 
 // Open implements transfer.Store.
@@ -252,6 +272,15 @@ func (d dirDisk) rename(from, to string) error {
 	return os.Rename(filepath.Join(string(d), from), filepath.Join(string(d), to))
 }
 
+func (d dirDisk) list() ([]string, error) {
+	entries, err := os.ReadDir(string(d))
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return names, err
+}
+
 func (d dirDisk) remove(name string) error { return os.Remove(filepath.Join(string(d), name)) }
 
 type memoryDisk struct {
@@ -288,6 +317,12 @@ func (d *memoryDisk) rename(from, to string) error {
 	d.files[to] = d.files[from]
 	delete(d.files, from)
 	return nil
+}
+
+func (d *memoryDisk) list() ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Sorted(maps.Keys(d.files)), nil
 }
 
 func (d *memoryDisk) remove(name string) error {

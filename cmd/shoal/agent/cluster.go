@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -51,7 +52,7 @@ func (a *Agent) buildCluster() (err error) {
 	a.front = newFront(a.clusterHandler(), a.cluster.Reader())
 	a.peers.now.Store(transfer.NewPeers(transfer.PeersConfig{
 		Self: a.id, Dial: func(ctx context.Context, id string) (net.Conn, error) { return a.bulk.Dial(ctx, id, transfer.Protocol) },
-		Locator: locator{a.front}, Logger: a.log, OnFetched: a.fetched,
+		Locator: locator{a.front}, Chunks: filepath.Join(a.cfg.Data, "chunks"), Logger: a.log, OnFetched: a.fetched,
 		OnWrongBytes: func(peer string, d digest.Digest, proven bool) {
 			a.log.Error("a peer sent bytes that are not the blob's", "peer", a.nodeName(peer), "digest", d, "proven", proven)
 		},

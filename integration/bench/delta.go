@@ -1,0 +1,210 @@
+package main
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/shoal-engine/shoal/integration/lab"
+)
+
+// delta updates an image of one rebuilt layer, Debian's base system before and after
+// the installation of curl, and compares the bytes that moved with a git pack that
+// has the one tree and is told of the other.
+func (b *bench) delta(ctx context.Context) (err error) {
+	trees := [2]string{filepath.Join(b.tmp, "before"), filepath.Join(b.tmp, "after")}
+	if err := debian(ctx, trees); err != nil {
+		return err
+	}
+	archives, size := [2]string{}, int64(0)
+	for i, tree := range trees {
+		archives[i] = tree + ".image.tar"
+		if size, err = treeImage(ctx, tree, archives[i], fmt.Sprintf("debian:%d", i)); err != nil {
+			return err
+		}
+	}
+	pack, err := thinPack(ctx, filepath.Join(b.tmp, "git"), trees)
+	if err != nil {
+		return err
+	}
+	l, err := lab.Up(ctx, "/run/shoal-bench", lab.Options{Nodes: 2, Binary: b.shoal, Out: os.Stderr})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
+	moved := [2]float64{}
+	for i := range archives {
+		if err := b.must(ctx, l.NodeSocket(1), "load", "-q", "-i", archives[i]); err != nil {
+			return err
+		}
+		if err := b.must(ctx, l.Socket(2), "create", "-e", "constraint:node==node2", fmt.Sprintf("debian:%d", i), "true"); err != nil {
+			return err
+		}
+		if moved[i], err = sentBy(l, "node1", 2); err != nil {
+			return err
+		}
+	}
+	b.add(figure{fmt.Sprintf("update of a %d MB layer rebuilt after apt-get install curl: bytes moved", size/1e6), "MB", (moved[1] - moved[0]) / 1e6, pack / 1e6,
+		"peer: git's thin pack between the two trees"})
+	return nil
+}
+
+// debian makes the trees, from the mirror this machine uses.
+func debian(ctx context.Context, trees [2]string) error {
+	mirror, suite, err := aptSource()
+	if err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"debootstrap", "--variant=minbase", suite, trees[0], mirror},
+		{"cp", "-a", trees[0], trees[1]},
+		{"cp", "--remove-destination", "/etc/resolv.conf", filepath.Join(trees[1], "etc/resolv.conf")},
+		{"chroot", trees[1], "apt-get", "-qq", "update"},
+		{"chroot", trees[1], "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "install", "-y", "curl"},
+	} {
+		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, out[max(0, len(out)-500):])
+		}
+	}
+	return nil
+}
+
+// aptSource is the first mirror that apt uses here, and the release of this machine.
+func aptSource() (mirror, suite string, err error) {
+	release, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return "", "", err
+	}
+	if m := regexp.MustCompile(`(?m)^VERSION_CODENAME=(\S+)$`).FindSubmatch(release); m != nil {
+		suite = string(m[1])
+	}
+	files, _ := filepath.Glob("/etc/apt/sources.list.d/*")
+	url := regexp.MustCompile(`(?m)^(?:URIs:|deb\s+(?:\[[^]]*\]\s+)?)\s*(https?://\S+)`)
+	for _, f := range append(files, "/etc/apt/sources.list") {
+		raw, _ := os.ReadFile(f)
+		if m := url.FindSubmatch(raw); m != nil && suite != "" {
+			return string(m[1]), suite, nil
+		}
+	}
+	return "", "", errors.New("apt has no source here to make a Debian tree from")
+}
+
+// treeImage writes a docker-save archive of one layer, an uncompressed tar with its
+// names in order, and returns the layer's size.
+func treeImage(ctx context.Context, tree, path, ref string) (int64, error) {
+	layer := tree + ".tar"
+	if out, err := exec.CommandContext(ctx, "tar", "--sort=name", "--numeric-owner", "-C", tree, "-cf", layer, ".").CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("tar: %w: %s", err, out)
+	}
+	defer os.Remove(layer)
+	f, err := os.Open(layer)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	size, err := io.Copy(sum, f)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return 0, err
+	}
+	diff := fmt.Sprintf("%x", sum.Sum(nil))
+	config, err := json.Marshal(map[string]any{
+		"architecture": "amd64", "os": "linux", "config": map[string]any{"Cmd": []string{"/bin/true"}},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + diff}},
+	})
+	if err != nil {
+		return 0, err
+	}
+	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": []string{ref}, "Layers": []string{"layer.tar"}}})
+	if err != nil {
+		return 0, err
+	}
+	return size, writeTar(path, []entry{
+		{"layer.tar", size, f},
+		{"config.json", int64(len(config)), bytes.NewReader(config)},
+		{"manifest.json", int64(len(manifest)), bytes.NewReader(manifest)},
+	})
+}
+
+type entry struct {
+	name string
+	size int64
+	body io.Reader
+}
+
+func writeTar(path string, entries []entry) error {
+	out, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	w := bufio.NewWriterSize(out, 1<<20)
+	t := tar.NewWriter(w)
+	for _, e := range entries {
+		if err := t.WriteHeader(&tar.Header{Name: e.name, Mode: 0o644, Size: e.size}); err != nil {
+			return err
+		}
+		if _, err := io.Copy(t, e.body); err != nil {
+			return err
+		}
+	}
+	return errors.Join(t.Close(), w.Flush(), out.Close())
+}
+
+// thinPack is the size of what git sends for the second tree to one that has the first.
+func thinPack(ctx context.Context, repo string, trees [2]string) (float64, error) {
+	git := func(stdin string, args ...string) (string, error) {
+		cmd := exec.CommandContext(ctx, "git", append([]string{"--git-dir=" + repo, "-c", "core.excludesFile=/dev/null", "-c", "gc.auto=0"}, args...)...)
+		cmd.Stdin = strings.NewReader(stdin)
+		cmd.Env = append(os.Environ(), "GIT_AUTHOR_NAME=b", "GIT_AUTHOR_EMAIL=b@b", "GIT_COMMITTER_NAME=b", "GIT_COMMITTER_EMAIL=b@b")
+		out, err := cmd.Output()
+		if err != nil {
+			return "", fmt.Errorf("git %s: %w", args[0], err)
+		}
+		return string(out), nil
+	}
+	if _, err := git("", "init", "-q", "--bare"); err != nil {
+		return 0, err
+	}
+	var commits []string
+	for _, tree := range trees {
+		if _, err := git("", "--work-tree="+tree, "add", "-A", "-f", "."); err != nil {
+			return 0, err
+		}
+		id, err := git("", "write-tree")
+		if err != nil {
+			return 0, err
+		}
+		args := []string{"commit-tree", "-m", "tree", strings.TrimSpace(id)}
+		for _, parent := range commits {
+			args = append(args, "-p", parent)
+		}
+		if id, err = git("", args...); err != nil {
+			return 0, err
+		}
+		commits = append(commits, strings.TrimSpace(id))
+	}
+	list := commits[1] + "\n^" + commits[0] + "\n"
+	cmd := exec.CommandContext(ctx, "sh", "-c", `git --git-dir="$0" pack-objects --thin --revs --stdout -q | wc -c`, repo)
+	cmd.Stdin = strings.NewReader(list)
+	out, err := cmd.Output()
+	if err != nil {
+		return 0, fmt.Errorf("git pack-objects: %w", err)
+	}
+	return strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
+}

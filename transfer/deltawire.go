@@ -1,0 +1,115 @@
+package transfer
+
+import (
+	"encoding/binary"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/transfer/chunk"
+)
+
+// maxRun is the most content of one answer to a read.
+const maxRun = 1 << 20
+
+// maxChunks is how many chunks one chunks frame has at most.
+const maxChunks = 3200
+
+// delta opens a session about a blob of which the asker has something like it.
+type delta struct {
+	digest digest.Digest
+	size   int64
+	recipe bool // send the chunks first
+}
+
+func (d delta) encode() []byte {
+	w := want{digest: d.digest, size: d.size, fetching: d.recipe}.encode()
+	w[0] = kindDelta
+	return w
+}
+
+func decodeDelta(b []byte) (delta, error) {
+	w, err := decodeWant(b)
+	if err == nil && (w.size < minDelta || w.size > maxDelta) {
+		err = api.InvalidArgument("delta frame: blobs of %d bytes move whole", w.size)
+	}
+	return delta{w.digest, w.size, w.fetching}, err
+}
+
+// read asks for bytes of the blob.
+type read struct {
+	at  int64
+	len int
+}
+
+func (r read) encode() []byte {
+	b := binary.BigEndian.AppendUint64(nil, uint64(r.at))
+	return frame(kindRead, binary.BigEndian.AppendUint32(b, uint32(r.len))...)
+}
+
+func decodeRead(b []byte, size int64) (read, error) {
+	if len(b) != 12 {
+		return read{}, api.InvalidArgument("read frame of %d bytes", len(b))
+	}
+	at, n := binary.BigEndian.Uint64(b), binary.BigEndian.Uint32(b[8:])
+	if n == 0 || n > maxRun || at > uint64(size) || uint64(n) > uint64(size)-at {
+		return read{}, api.InvalidArgument("read frame: %d bytes at %d of %d", n, at, size)
+	}
+	return read{int64(at), int(n)}, nil
+}
+
+// encodeChunks makes the frames of a recipe; the last one says so.
+func encodeChunks(r chunk.Recipe) [][]byte {
+	var out [][]byte
+	for {
+		n := min(len(r), maxChunks)
+		last := byte(0)
+		if n == len(r) {
+			last = 1
+		}
+		out = append(out, frame(kindChunks, r[:n].Append([]byte{last})...))
+		if r = r[n:]; last == 1 {
+			return out
+		}
+	}
+}
+
+func decodeChunks(b []byte) (r chunk.Recipe, last bool, err error) {
+	if len(b) == 0 {
+		return nil, false, api.InvalidArgument("empty chunks frame")
+	}
+	r, err = chunk.Decode(b[1:])
+	return r, b[0]&1 != 0, err
+}
+
+// encodeRun packs what a read asked for, compressed if that is shorter.
+func encodeRun(z *zstd.Encoder, content []byte) []byte {
+	b := frame(kindRun, make([]byte, 1, 1+len(content))...)
+	b = z.EncodeAll(content, b)
+	if len(b) < headerSize+1+len(content) {
+		b[headerSize] = 1
+	} else {
+		b = append(b[:headerSize+1], content...)
+	}
+	binary.BigEndian.PutUint32(b[1:], uint32(len(b)-headerSize))
+	return b
+}
+
+// decodeRun unpacks the answer to a read of n bytes.
+func decodeRun(z *zstd.Decoder, b []byte, n int) ([]byte, error) {
+	if len(b) == 0 {
+		return nil, api.InvalidArgument("empty run frame")
+	}
+	content := b[1:]
+	if b[0]&1 != 0 {
+		var err error
+		if content, err = z.DecodeAll(content, make([]byte, 0, n)); err != nil {
+			return nil, api.InvalidArgument("run frame: %w", err)
+		}
+	}
+	if len(content) != n {
+		return nil, api.InvalidArgument("run frame of %d bytes, %d were asked for", len(content), n)
+	}
+	return content, nil
+}
