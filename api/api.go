@@ -17,6 +17,7 @@ type (
 	Execs      = apiv1.Execs
 	Images     = apiv1.Images
 	Archives   = apiv1.Archives
+	Registries = apiv1.Registries
 	Networks   = apiv1.Networks
 	System     = apiv1.System
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	"github.com/moby/moby/api/types/registry"
 
 	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/cluster/catalog"
@@ -137,6 +138,24 @@ func (r *Router) pushTag(ctx context.Context, o api.PushOptions) (api.Stream[api
 		return nil, err
 	}
 	return e.PushImage(ctx, o)
+}
+
+// Login implements api.Registries, from this node.
+func (r *Router) Login(ctx context.Context, a registry.AuthConfig) (registry.AuthResponse, error) {
+	e, err := r.local(ctx)
+	if err != nil {
+		return registry.AuthResponse{}, err
+	}
+	return e.Login(ctx, a)
+}
+
+// InspectDistribution implements api.Registries, from this node.
+func (r *Router) InspectDistribution(ctx context.Context, ref string, a registry.AuthConfig) (registry.DistributionInspect, error) {
+	e, err := r.local(ctx)
+	if err != nil {
+		return registry.DistributionInspect{}, err
+	}
+	return e.InspectDistribution(ctx, ref, a)
 }
 
 // LoadImages implements api.Archives: into this node, for the whole cluster.

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/storage"
 	"github.com/opencontainers/go-digest"
 
@@ -203,6 +204,16 @@ func (n *Node) PullImage(ctx context.Context, o api.PullOptions) (api.Stream[api
 // PushImage implements api.Archives.
 func (n *Node) PushImage(ctx context.Context, o api.PushOptions) (api.Stream[api.Progress], error) {
 	return n.images.Push(ctx, o)
+}
+
+// Login implements api.Registries.
+func (n *Node) Login(ctx context.Context, a registry.AuthConfig) (registry.AuthResponse, error) {
+	return n.images.Login(ctx, a)
+}
+
+// InspectDistribution implements api.Registries.
+func (n *Node) InspectDistribution(ctx context.Context, ref string, a registry.AuthConfig) (registry.DistributionInspect, error) {
+	return n.images.Distribution(ctx, ref, a)
 }
 
 // LoadImages implements api.Archives.

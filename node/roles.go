@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-engine/shoal/api"
@@ -22,6 +23,9 @@ type Images interface {
 	// Remove untags or deletes. inUse names the containers (by short ID) that need an image.
 	Remove(ctx context.Context, ref string, o api.ImageRemoveOptions, inUse func(id digest.Digest) []string) ([]image.DeleteResponse, error)
 	Pull(ctx context.Context, o api.PullOptions) (api.Stream[api.Progress], error)
+	// Login tries credentials at a registry; Distribution asks one what a reference means.
+	Login(ctx context.Context, a registry.AuthConfig) (registry.AuthResponse, error)
+	Distribution(ctx context.Context, ref string, a registry.AuthConfig) (registry.DistributionInspect, error)
 	Push(ctx context.Context, o api.PushOptions) (api.Stream[api.Progress], error)
 	Load(ctx context.Context, archive io.Reader, o api.LoadOptions) (api.Stream[api.Progress], error)
 	Import(ctx context.Context, tar io.Reader, o api.ImportOptions) (api.Stream[api.Progress], error)

@@ -19,6 +19,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
@@ -181,6 +182,14 @@ func (f fakeImages) Pull(context.Context, api.PullOptions) (api.Stream[api.Progr
 
 func (f fakeImages) Push(context.Context, api.PushOptions) (api.Stream[api.Progress], error) {
 	return nil, api.NotImplemented("no registries")
+}
+
+func (f fakeImages) Login(context.Context, registry.AuthConfig) (registry.AuthResponse, error) {
+	return registry.AuthResponse{}, api.NotImplemented("no registries")
+}
+
+func (f fakeImages) Distribution(context.Context, string, registry.AuthConfig) (registry.DistributionInspect, error) {
+	return registry.DistributionInspect{}, api.NotImplemented("no registries")
 }
 
 func (f fakeImages) Load(context.Context, io.Reader, api.LoadOptions) (api.Stream[api.Progress], error) {

@@ -12,9 +12,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -311,6 +313,36 @@ func (f *Fake) push(ctx context.Context, full string, id digest.Digest) ([]api.P
 	return []api.Progress{
 		{Status: fmt.Sprintf("%s: digest: %s size: %d", tag, id, len(archive))}, {Aux: &aux},
 	}, nil
+}
+
+// Login implements api.Registries: who has a password is let in.
+func (f *Fake) Login(ctx context.Context, a registry.AuthConfig) (registry.AuthResponse, error) {
+	if a.Username == "" || a.Password == "" {
+		return registry.AuthResponse{}, api.Errorf(errdefs.ErrUnauthenticated, "unauthorized: incorrect username or password")
+	}
+	return registry.AuthResponse{Status: "Login Succeeded"}, ctx.Err()
+}
+
+// InspectDistribution implements api.Registries, about what Serve or a push brought.
+func (f *Fake) InspectDistribution(ctx context.Context, ref string, _ registry.AuthConfig) (registry.DistributionInspect, error) {
+	var out registry.DistributionInspect
+	full, err := fullRef(ref)
+	if err != nil {
+		return out, err
+	}
+	f.mu.Lock()
+	archive, ok := f.remote[full]
+	f.mu.Unlock()
+	if !ok {
+		return out, api.NotFound("manifest for %s not found: manifest unknown: manifest unknown", familiar(full))
+	}
+	images, err := readArchive(bytes.NewReader(archive))
+	if err != nil {
+		return out, err
+	}
+	out.Descriptor = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: images[0].id, Size: int64(len(archive))}
+	out.Platforms = []ocispec.Platform{images[0].config.Platform}
+	return out, ctx.Err()
 }
 
 // LoadImages implements api.Archives.

@@ -153,9 +153,14 @@ func testNoSuchImage(s *suite) {
 		"inspect": second(s.Engine.InspectImage(s.ctx, ref, api.ImageInspectOptions{})),
 		"history": second(s.Engine.ImageHistory(s.ctx, ref, api.Platform{})),
 		"tag":     s.Engine.TagImage(s.ctx, ref, s.label+":x"),
+		"push":    second(s.Engine.PushImage(s.ctx, api.PushOptions{Ref: ref + ":latest"})),
 		"remove":  second(s.Engine.RemoveImage(s.ctx, ref, api.ImageRemoveOptions{})),
 	} {
 		assert.True(s, errdefs.IsNotFound(err), "%s: %v", name, err)
+		if name == "push" {
+			assert.ErrorContains(s, err, "An image does not exist locally with the tag: "+ref, name)
+			continue
+		}
 		assert.ErrorContains(s, err, "No such image: "+ref+":latest", name)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
 )
 
@@ -28,6 +29,7 @@ type Engine interface {
 	Execs
 	Images
 	Archives
+	Registries
 	Networks
 	System
 }
@@ -124,6 +126,15 @@ type Archives interface {
 	ImportImage(ctx context.Context, tar io.Reader, o ImportOptions) (Stream[Progress], error)
 	// SaveImages writes an archive that both docker load and OCI tools read.
 	SaveImages(ctx context.Context, refs []string, p Platform) (io.ReadCloser, error)
+}
+
+// Registries are where images come from and go to. The calls ask them and keep nothing.
+type Registries interface {
+	// Login tries credentials at the registry that a.ServerAddress names;
+	// Unauthenticated if it refuses them.
+	Login(ctx context.Context, a registry.AuthConfig) (registry.AuthResponse, error)
+	// InspectDistribution says what a reference means at its registry.
+	InspectDistribution(ctx context.Context, ref string, a registry.AuthConfig) (registry.DistributionInspect, error)
 }
 
 // Networks are what containers are connected to.

@@ -197,6 +197,19 @@ func TestRequestsSayEverything(t *testing.T) {
 	assert.Equal(t, "eyJ1c2VybmFtZSI6Im1lIn0=", got.Header.Get("X-Registry-Auth"))
 	assert.Equal(t, "me/1", got.UserAgent())
 
+	for ref, tag := range map[string][]string{"host:5000/a/b:v1": {"v1"}, "host:5000/a/b": nil} {
+		e, got = recording(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		_, err = e.PushImage(t.Context(), api.PushOptions{Ref: ref, Auth: registry.AuthConfig{Username: "me"}})
+		require.NoError(t, err)
+		assert.Equal(t, "/v1.56/images/host:5000/a/b/push", got.URL.Path)
+		assert.Equal(t, tag, got.URL.Query()["tag"])
+		assert.Equal(t, "eyJ1c2VybmFtZSI6Im1lIn0=", got.Header.Get("X-Registry-Auth"))
+	}
+	e, got = recording(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+	_, err = e.PullImage(t.Context(), api.PullOptions{Ref: "x", Known: d})
+	require.NoError(t, err)
+	assert.Equal(t, d, got.URL.Query().Get("shoal-known"))
+
 	e, got = recording(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 	_, err = e.Events(t.Context(), api.EventsOptions{Since: time.Unix(5, 7), Filters: api.Filters{"a": {"b"}}})
 	require.NoError(t, err)

@@ -158,6 +158,28 @@ func (c *Client) PushImage(ctx context.Context, o api.PushOptions) (api.Stream[a
 	return c.progress(ctx, r)
 }
 
+// Login implements api.Registries.
+func (c *Client) Login(ctx context.Context, a registry.AuthConfig) (answer registry.AuthResponse, err error) {
+	err = c.call(ctx, request{method: http.MethodPost, path: "/auth", body: a}, &answer)
+	return answer, err
+}
+
+// InspectDistribution implements api.Registries.
+func (c *Client) InspectDistribution(
+	ctx context.Context, ref string, a registry.AuthConfig,
+) (d registry.DistributionInspect, err error) {
+	name, err := segment("image", ref)
+	if err != nil {
+		return d, err
+	}
+	h, err := authHeader(a)
+	if err != nil {
+		return d, err
+	}
+	err = c.call(ctx, request{method: http.MethodGet, path: "/distribution/" + name + "/json", header: h}, &d)
+	return d, err
+}
+
 // LoadImages implements api.Archives.
 func (c *Client) LoadImages(
 	ctx context.Context, archive io.Reader, o api.LoadOptions,

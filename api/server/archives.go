@@ -1,6 +1,7 @@
 package server
 
 import (
+	"net/http"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -30,6 +31,10 @@ func archiveRoutes() []route {
 		{method: "POST", path: "/images/{name...}/push", id: "ImagePush", doc: "Push an image to its registry",
 			query:  []param{{"tag", "string", "all tags if empty"}, platform},
 			status: 200, answer: jsonLines, handle: pushImage},
+		{method: "POST", path: "/auth", id: "SystemAuth", doc: "Try credentials at a registry",
+			body: registry.AuthConfig{}, status: 200, answer: registry.AuthResponse{}, handle: login},
+		{method: "GET", path: "/distribution/{name...}/json", id: "DistributionInspect", doc: "Ask a registry what a reference means",
+			status: 200, answer: registry.DistributionInspect{}, handle: inspectDistribution},
 		{method: "POST", path: "/images/load", id: "ImageLoad", doc: "Load images from an archive",
 			query: []param{{"quiet", "boolean", "without progress"}, platform},
 			body:  tarType, status: 200, answer: jsonLines, handle: loadImages},
@@ -76,6 +81,26 @@ func pushImage(c *call) error {
 		}
 	}
 	return c.progress(c.engine.PushImage(c.r.Context(), o))
+}
+
+func login(c *call) error {
+	var a registry.AuthConfig
+	if err := c.decode(&a); err != nil {
+		return err
+	}
+	answer, err := c.engine.Login(c.r.Context(), a)
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, answer)
+}
+
+func inspectDistribution(c *call) error {
+	d, err := c.engine.InspectDistribution(c.r.Context(), c.arg, registryAuth(c.r.Header.Get(registry.AuthHeader)))
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, d)
 }
 
 // registryAuth reads X-Registry-Auth; what can't be read means anonymous, as it

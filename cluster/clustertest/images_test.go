@@ -7,9 +7,12 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/registry"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/api/apitest"
 	"github.com/shoal-engine/shoal/cluster/catalog"
 	"github.com/shoal-engine/shoal/cluster/clustertest"
 )
@@ -71,6 +74,58 @@ func TestImagesAreEverywhere(t *testing.T) {
 			require.NoError(t, err)
 			require.Empty(t, held, "it is gone from every node")
 		}
+	})
+}
+
+// TestPushAndPullOfTheCluster: a node that holds the image pushes it; what a pull
+// brings the name means everywhere.
+func TestPushAndPullOfTheCluster(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		nodes := l.Form(t.Context(), "a", "b", "c")
+		load(t, nodes[0].Engine())
+		require.NoError(t, nodes[1].Engine().TagImage(t.Context(), "busybox", "app:1"))
+		require.NoError(t, nodes[1].Engine().TagImage(t.Context(), "busybox", "app:2"))
+		old, err := nodes[1].Engine().InspectImage(t.Context(), "app:1", api.ImageInspectOptions{})
+		require.NoError(t, err)
+		for ref, tags := range map[string]int{"app:1": 1, "app": 2} {
+			s, err := nodes[2].Engine().PushImage(t.Context(), api.PushOptions{Ref: ref})
+			require.NoError(t, err)
+			results := 0
+			for p, err := range api.All(s) {
+				require.NoError(t, err)
+				if p.Aux != nil {
+					results++
+				}
+			}
+			require.Equal(t, tags, results, ref)
+		}
+		_, err = nodes[0].Host.InspectDistribution(t.Context(), "app:1", registry.AuthConfig{})
+		require.NoError(t, err, "the holder pushed")
+		_, err = nodes[2].Host.InspectDistribution(t.Context(), "app:1", registry.AuthConfig{})
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+		_, err = nodes[2].Engine().PushImage(t.Context(), api.PushOptions{Ref: "none:1"})
+		require.EqualError(t, err, "An image does not exist locally with the tag: none")
+
+		// The registry that c reaches knows a newer one.
+		newer := apitest.Archive(t, "app:1", ocispec.ImageConfig{Cmd: []string{"/new"}})
+		require.NoError(t, nodes[2].Host.Serve("app:1", newer))
+		drain := func(n *clustertest.Node) {
+			s, err := n.Engine().PullImage(t.Context(), api.PullOptions{Ref: "app:1"})
+			require.NoError(t, err)
+			for _, err := range api.All(s) {
+				require.NoError(t, err)
+			}
+		}
+		drain(nodes[2])
+		for _, n := range nodes {
+			now, err := n.Engine().InspectImage(t.Context(), "app:1", api.ImageInspectOptions{})
+			require.NoError(t, err)
+			require.NotEqual(t, old.ID, now.ID)
+		}
+		drain(nodes[1]) // reaches no registry that knows it
+		now, err := nodes[0].Engine().InspectImage(t.Context(), "app:1", api.ImageInspectOptions{})
+		require.NoError(t, err)
+		require.NotEqual(t, old.ID, now.ID)
 	})
 }
 

@@ -32,12 +32,12 @@ func (s *Store) Push(ctx context.Context, o api.PushOptions) (api.Stream[api.Pro
 	if _, ok := named.(reference.Digested); ok {
 		return nil, api.InvalidArgument("cannot push a digest reference")
 	}
-	if s.cfg.Registry == nil {
-		return nil, api.Unavailable("this node reaches no registries")
-	}
 	tags := s.tagsToPush(named)
 	if len(tags) == 0 {
 		return nil, api.NotFound("An image does not exist locally with the tag: %s", reference.FamiliarName(named))
+	}
+	if s.cfg.Registry == nil {
+		return nil, api.Unavailable("this node reaches no registries")
 	}
 	return s.start(ctx, func(ctx context.Context, f *feed) error {
 		p := &push{s: s, l: s.lease(), f: f, repo: s.cfg.Registry.Repository(named, o.Auth), p: o.Platform}

@@ -32,8 +32,11 @@ func manifestTypes() []string {
 
 func isManifest(mediaType string) bool { return slices.Contains(manifestTypes(), mediaType) }
 
-// maxManifest is how large a manifest may be.
-const maxManifest = 4 << 20
+// How large what is read into memory may be.
+const (
+	maxManifest = 4 << 20
+	maxConfig   = 8 << 20
+)
 
 // Resolve says what a tag means at the registry now, or at the first mirror that
 // knows it. Errors are Docker's: NotFound for what isn't there or for others only,
@@ -122,8 +125,29 @@ func (r *Repository) Manifest(ctx context.Context, d digest.Digest) ([]byte, err
 }
 
 func (r *Repository) manifest(ctx context.Context, s *session, d digest.Digest) ([]byte, error) {
+	return r.document(ctx, s, "/manifests/", d, maxManifest)
+}
+
+// Config fetches an image's config.
+func (r *Repository) Config(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	var last error
+	for _, s := range r.sources() {
+		b, err := r.document(ctx, s, "/blobs/", d.Digest, maxConfig)
+		if err == nil {
+			return b, nil
+		}
+		last = err
+	}
+	return nil, last
+}
+
+// document fetches something small into memory.
+func (r *Repository) document(ctx context.Context, s *session, kind string, d digest.Digest, limit int64) ([]byte, error) {
+	if err := d.Validate(); err != nil {
+		return nil, api.InvalidArgument("fetch %q: %w", d, err)
+	}
 	res, err := s.do(ctx, call{
-		method: http.MethodGet, path: "/v2/" + r.path + "/manifests/" + d.String(), header: http.Header{"Accept": manifestTypes()},
+		method: http.MethodGet, path: "/v2/" + r.path + kind + d.String(), header: http.Header{"Accept": append(manifestTypes(), "*/*")},
 	})
 	if err != nil {
 		return nil, err
@@ -132,12 +156,12 @@ func (r *Repository) manifest(ctx context.Context, s *session, d digest.Digest) 
 	if res.StatusCode != http.StatusOK {
 		return nil, refusal(res)
 	}
-	b, err := io.ReadAll(io.LimitReader(res.Body, maxManifest+1))
+	b, err := io.ReadAll(io.LimitReader(res.Body, limit+1))
 	if err != nil {
-		return nil, api.Unavailable("read manifest %s: %w", d, err)
+		return nil, api.Unavailable("read %s: %w", d, err)
 	}
-	if len(b) > maxManifest || d.Algorithm().FromBytes(b) != d {
-		return nil, api.Errorf(errdefs.ErrDataLoss, "manifest %s from %s: what came is another", d, s.host)
+	if int64(len(b)) > limit || d.Algorithm().FromBytes(b) != d {
+		return nil, api.Errorf(errdefs.ErrDataLoss, "%s from %s: what came is another", d, s.host)
 	}
 	return b, nil
 }
