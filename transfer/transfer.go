@@ -12,16 +12,26 @@
 // whose size follows from the blob's: pieceSize. Bitmaps have the first piece in the
 // lowest bit of the first byte.
 //
-//	 1 want   asker   flags (1: I pass on what I get), size (8 bytes), digest; first, once
+//	 1 want   asker   flags (1: I pass on what I get; 2: tell me the pieces' sums),
+//	                  size (8 bytes), digest; first, once
 //	 2 get    asker   piece (4 bytes)
 //	 3 next   asker   bitmap: send any one of these
+//	 4 ask    asker   digest of a blob whose size isn't known; first and only
+//	 5 delta  asker   flags (1: send the chunks first), size, digest; first, once
+//	 6 read   asker   offset (8 bytes), length (4); after a delta
 //	16 have   holder  state (0 nothing, end; 1 bitmap follows; 2 all); first, and anew
 //	                  when a fetch of the holder's has ended
 //	17 more   holder  pieces (4 bytes each) that have come since
 //	18 peers  holder  IDs (a byte of length each) of others that fetch the blob: ask them
 //	19 data   holder  piece, flags (1: of a verified blob; 2: the piece's last frame),
 //	                  up to 128 KiB of content; a piece's frames follow each other
-//	20 none   holder  piece asked for, or ffffffff for a next: not to be had
+//	20 none   holder  piece asked for, or ffffffff for a next or a delta: not to be had
+//	21 size   holder  answers ask
+//	22 chunks holder  flags (1: the last), how the blob is cut; answers delta
+//	23 run    holder  flags (1: zstd), content; answers read
+//	24 sums   holder  CRC-32C of every piece (4 bytes each), once, of a blob held whole
+//
+// docs/transfer.md says all of this at length.
 //
 // A holder answers get and next in their order, and sends have, more and peers whenever
 // there is news, also between the frames of a piece.
@@ -33,9 +43,16 @@
 // about once, to one asker or another, and these get the rest from each other, rarest
 // first. There is no tracker: holders tell askers of each other.
 //
+// # Updates
+//
+// A node that has blobs of about the size asks a holder how the blob is cut by its
+// content (package chunk), copies the chunks that it finds in its own, and reads the
+// others. Pieces that are complete so are served on; what fails is left to the swarm.
+//
 // # Who is believed
 //
-// Nobody. Store.Commit verifies the whole blob. If it doesn't match, the blob is
+// Nobody. Pieces that more holders' sums contradict than confirm are fetched again from
+// others, and Store.Commit verifies the whole blob. If it doesn't match, the blob is
 // fetched again from one holder at a time until it does; what each peer had sent the
 // first time is then compared with the truth. A peer that sent wrong bytes of a blob it
 // called verified is reported and not asked again for an hour. One that passed on what
