@@ -48,7 +48,7 @@ func main() {
 func run() error {
 	root := flag.String("root", ".", "the repository")
 	runs := flag.Int("runs", 21, "pairs of runs; medians are printed")
-	only := flag.String("only", "", "parts to run, separated by commas: start,fanout,delta,dns")
+	only := flag.String("only", "", "parts to run, separated by commas: start,load,fanout,delta,dns")
 	picture := flag.String("plot", "", "also draw the figures, as SVG")
 	out := flag.String("json", "", "also write the figures as JSON")
 	flag.Parse()
@@ -73,7 +73,7 @@ func run() error {
 	for _, part := range []struct {
 		name string
 		do   func(context.Context) error
-	}{{"start", b.start}, {"fanout", b.fanout}, {"delta", b.delta}, {"dns", b.dns}} {
+	}{{"start", b.start}, {"load", b.load}, {"fanout", b.fanout}, {"delta", b.delta}, {"dns", b.dns}} {
 		if *only != "" && !slices.Contains(strings.Split(*only, ","), part.name) {
 			continue
 		}

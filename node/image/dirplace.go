@@ -220,8 +220,18 @@ func (p *dirPlace) inherit(name string, from *os.File) error {
 	return copyAttributes(int(from.Fd()), int(to.Fd()))
 }
 
+// unmark keeps the directory's time.
 func (p *dirPlace) unmark(name string) error {
-	return within(p.path, path.Dir(name), func(d string) error { return removeMark(filepath.Join(d, path.Base(name))) })
+	return within(p.path, path.Dir(name), func(d string) error {
+		var st unix.Stat_t
+		if err := unix.Stat(d, &st); err != nil {
+			return err
+		}
+		if err := removeMark(filepath.Join(d, path.Base(name))); err != nil {
+			return err
+		}
+		return unix.UtimesNanoAt(unix.AT_FDCWD, d, []unix.Timespec{st.Atim, st.Mtim}, 0)
+	})
 }
 
 func (p *dirPlace) finish() error { return nil }

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-engine/shoal/api"
 )
@@ -65,6 +67,46 @@ func FuzzExtract(f *testing.F) {
 		require.NoError(t, err)
 		require.Len(t, left, 1, "nothing beside the layer")
 	})
+}
+
+// An archive is refused by both kinds of places or by none, and what is written of it
+// is a whole image.
+func FuzzExtractToImage(f *testing.F) {
+	needsRoot(f)
+	f.Add(writeTar(f, tar.Header{Name: "a/b"}, tar.Header{Name: "a/.wh.b"}, tar.Header{Name: ".wh..wh..opq"}))
+	f.Add(writeTar(f, tar.Header{Typeflag: tar.TypeSymlink, Name: "a", Linkname: "/"}, tar.Header{Name: "a/etc/x"}))
+	f.Add(writeTar(f, tar.Header{Name: "x"}, tar.Header{Typeflag: tar.TypeLink, Name: "a", Linkname: "x"}, tar.Header{Name: "x"}))
+	f.Add(writeTar(f, tar.Header{Typeflag: tar.TypeDir, Name: "d"}, tar.Header{Name: "d/x"}, tar.Header{Name: "d"}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		dir := t.TempDir()
+		var room room
+		img, err := newImagePlace(filepath.Join(dir, "image"), room.share(false))
+		require.NoError(t, err)
+		limits := Limits{LayerBytes: 1 << 20, LayerEntries: 1000}
+		out, _, err := unpackTo(context.Background(), bytes.NewReader(b), img, limits, true, nil)
+		if err == nil {
+			require.NoError(t, settle(img, lowers{}, out, true))
+			require.NoError(t, img.finish())
+			fi, err := os.Stat(filepath.Join(dir, "image"))
+			require.NoError(t, err)
+			require.Zero(t, fi.Size()%4096)
+			require.NoError(t, tryMount(filepath.Join(dir, "image")))
+		}
+		require.NoError(t, img.Close())
+		require.Zero(t, room.used)
+	})
+}
+
+// tryMount has the kernel look at an image, if it can.
+func tryMount(path string) error {
+	fd, err := openImage(path)
+	if errors.Is(err, unix.ENOTBLK) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
 }
 
 func FuzzDecodeDocument(f *testing.F) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -94,12 +95,18 @@ func (s *Store) use(user string, chain digest.Digest) (string, error) {
 	}
 	if !on {
 		if err := mountImage(s.imagePath(chain), fs); err != nil {
-			return "", &damaged{chain, err}
+			if slices.ContainsFunc(imageErrors, func(e error) bool { return errors.Is(err, e) }) {
+				return "", &damaged{chain, err}
+			}
+			return "", fmt.Errorf("layer %s: %w", chain, err)
 		}
 	}
 	s.mounts.add(user, chain)
 	return fs, nil
 }
+
+// imageErrors are what the kernel says of an image that is none, or not as it was.
+var imageErrors = []error{unix.EINVAL, unix.EUCLEAN, unix.EBADMSG, unix.ENOENT}
 
 // damaged is the error of a layer whose image can't be mounted.
 type damaged struct {
@@ -110,24 +117,29 @@ type damaged struct {
 func (d *damaged) Error() string { return fmt.Sprintf("mount layer %s: %v", d.chain, d.err) }
 func (d *damaged) Unwrap() error { return d.err }
 
-// again does f, and if it meets a damaged layer, drops that and does f once more after
-// the layer was made again of its blob.
+// again makes sure that layers are there and does f, once more for each of them that
+// proves to be damaged: such a layer is made again of its blob.
 func (s *Store) again(ctx context.Context, refs []layerRef, f func() error) error {
 	for range refs {
-		err := f()
-		var d *damaged
-		if !errors.As(err, &d) {
-			return err
+		err := s.ensure(ctx, refs)
+		if err == nil {
+			err = f()
 		}
-		s.log.Warn("layer is dropped, and unpacked again", "layer", d.chain, "reason", d.err)
-		if err := s.dropLayer(d.chain); err != nil {
-			return err
-		}
-		if err := s.ensure(ctx, refs); err != nil {
-			return err
+		if dropped, e := s.dropDamaged(err); !dropped || e != nil {
+			return errors.Join(err, e)
 		}
 	}
 	return f()
+}
+
+// dropDamaged drops the layer that err is about, if it is about one.
+func (s *Store) dropDamaged(err error) (dropped bool, _ error) {
+	var d *damaged
+	if !errors.As(err, &d) {
+		return false, nil
+	}
+	s.log.Warn("layer is dropped, and unpacked again", "layer", d.chain, "reason", d.err)
+	return true, s.dropLayer(d.chain)
 }
 
 func (s *Store) dropLayer(chain digest.Digest) error {

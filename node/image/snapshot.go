@@ -221,11 +221,8 @@ func (s *Store) Mount(ctx context.Context, id string) (Root, error) {
 	if on {
 		return root, nil
 	}
-	if err := s.ensure(ctx, rec.Layers); err != nil {
-		return Root{}, fmt.Errorf("mount container %s: %w", id, err)
-	}
 	if err := s.again(ctx, rec.Layers, func() error { return s.mountOver(rec, root) }); err != nil {
-		return Root{}, api.Internal("mount container %s: %w", id, err)
+		return Root{}, fmt.Errorf("mount container %s: %w", id, err)
 	}
 	if err := fillInit(merged); err != nil {
 		return Root{}, errors.Join(api.Internal("mount container %s: %w", id, err), s.Unmount(ctx, id))

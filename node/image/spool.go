@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-engine/shoal/api"
 )
@@ -75,24 +76,36 @@ func (s *Store) spool(r io.Reader, begun func(g *growing, head []byte)) (spooled
 	return sp, nil
 }
 
+const pushEvery = 8 << 20
+
+// writeBack has the kernel begin to write what f has from one place to another, so that
+// little is left to wait for when f is synced. Where it can't, syncing takes longer.
+func writeBack(f *os.File, from, to int64) int64 {
+	_ = unix.SyncFileRange(int(f.Fd()), from, to-from, unix.SYNC_FILE_RANGE_WRITE)
+	return to
+}
+
 // fill copies r to f, and tells g.
 func (sp *spooled) fill(f *os.File, r io.Reader, g *growing, begun func(*growing, []byte)) error {
 	hash := digest.SHA256.Hash()
 	buf := make([]byte, spoolBuffer)
+	pushed := int64(0)
 	for {
 		n, err := readFull(r, buf)
 		if _, e := f.Write(buf[:n]); e != nil {
 			return e
 		}
+		if sp.size += int64(n); sp.size-pushed >= pushEvery {
+			pushed = writeBack(f, pushed, sp.size)
+		}
 		g.grow(int64(n))
-		if sp.size == 0 {
+		if sp.size == int64(n) {
 			sp.packed = detect(buf[:n])
 			if begun != nil {
 				begun(g, buf[:n])
 			}
 		}
 		hash.Write(buf[:n])
-		sp.size += int64(n)
 		if err == io.EOF {
 			sp.digest = digest.NewDigest(digest.SHA256, hash)
 			return nil

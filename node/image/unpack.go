@@ -127,6 +127,25 @@ type unpacker struct {
 // run makes sure that every layer is there and returns their sizes. The caller holds
 // a lease on the layers.
 func (u *unpacker) run(ctx context.Context) ([]int64, error) {
+	err := u.all(ctx)
+	for range u.refs { // what is below a layer may prove to be damaged
+		dropped, e := u.s.dropDamaged(err)
+		if e != nil {
+			return nil, errors.Join(err, e)
+		}
+		if !dropped {
+			break
+		}
+		err = u.all(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	u.s.changed()
+	return u.s.layerSizes(u.refs)
+}
+
+func (u *unpacker) all(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range u.refs {
 		g.Go(func() error {
@@ -139,11 +158,7 @@ func (u *unpacker) run(ctx context.Context) ([]int64, error) {
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	u.s.changed()
-	return u.s.layerSizes(u.refs)
+	return g.Wait()
 }
 
 func (s *Store) layerSizes(refs []layerRef) ([]int64, error) {

@@ -313,7 +313,7 @@ func (w *Writer) SetAttr(id ID, a Attr) error {
 	n := w.node(id)
 	n.mode = n.mode&unix.S_IFMT | a.Perm&0o7777
 	if n.mode&unix.S_IFMT == unix.S_IFLNK {
-		n.mode |= 0o777
+		n.mode = unix.S_IFLNK | 0o777 // as on every Linux file system
 	}
 	n.uid, n.gid = a.UID, a.GID
 	n.sec, n.nsec = a.Mtime.Unix(), uint32(a.Mtime.Nanosecond())
