@@ -35,7 +35,7 @@ var errNoPath = &problem{http.StatusNotFound, codeUnsupported, "no such path"} /
 // any of the fixed words.
 func parsePath(path string) (route, error) {
 	rest, ok := strings.CutPrefix(path, "/v2")
-	if !ok {
+	if !ok || rest != "" && rest[0] != '/' {
 		return route{}, errNoPath
 	}
 	switch rest {
