@@ -245,7 +245,7 @@ func fanOut(t *testing.T, faults bool) (took time.Duration) {
 		for id := range c.nodes {
 			c.net.Shape(id, 8<<20, time.Millisecond)
 		}
-		b, _ := storetest.Blob(t, 32<<20)
+		b, _ := storetest.Blob(t, 16<<20)
 		var d ocispec.Descriptor
 		for _, id := range ids {
 			d = storetest.Put(t, c.nodes[id].store, b)
@@ -254,13 +254,14 @@ func fanOut(t *testing.T, faults bool) (took time.Duration) {
 		if faults {
 			c.serveInstead("liar", liar{c.nodes["liar"].store})
 			c.net.Shape("slow", 1<<10, time.Millisecond)
-			time.AfterFunc(1500*time.Millisecond, func() {
+			time.AfterFunc(800*time.Millisecond, func() {
 				for _, id := range cold[:3] {
 					c.nodes[id].host.Close()
 				}
 			})
 		}
 		start := time.Now()
+		var mu sync.Mutex
 		var wg sync.WaitGroup
 		for i, id := range cold {
 			wg.Go(func() {
@@ -268,6 +269,9 @@ func fanOut(t *testing.T, faults bool) (took time.Duration) {
 				if faults && i < 3 {
 					return // it was killed
 				}
+				mu.Lock()
+				took = max(took, time.Since(start))
+				mu.Unlock()
 				if err != nil {
 					t.Error(id, err)
 					return
@@ -278,7 +282,6 @@ func fanOut(t *testing.T, faults bool) (took time.Duration) {
 			})
 		}
 		wg.Wait()
-		took = time.Since(start)
 	})
 	return took
 }
