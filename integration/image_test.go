@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -124,4 +125,37 @@ func TestImageVerify(t *testing.T) {
 	require.Equal(t, n, states["repaired"])
 	ok(t, 1, "rm", "-f", c)
 	ok(t, 1, "rmi", "checked:1")
+}
+
+// TestTransportPlugin moves an image between two clusters that know nothing of each
+// other but a git repository.
+func TestTransportPlugin(t *testing.T) {
+	bin, repository := t.TempDir(), filepath.Join(t.TempDir(), "blobs.git")
+	text, err := os.ReadFile("plugins/shoal-transport-git")
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(bin, "shoal-transport-git"), text, 0o755))
+	cluster := func() *env {
+		l := single(t)
+		path := filepath.Join(l.Dir(), "node1", "agent.toml")
+		old, err := os.ReadFile(path)
+		require.NoError(t, err)
+		added := fmt.Sprintf("\n[transport]\nplugins = [\"git\"]\nplugin_dir = %q\noffer = true\n[transport.settings.git]\nrepository = %q\n", bin, repository)
+		require.NoError(t, os.WriteFile(path, append(old, added...), 0o600))
+		require.NoError(t, l.Stop(t.Context(), 1))
+		require.NoError(t, l.Start(t.Context(), 1))
+		return &env{lab: l, docker: shared.docker, busybox: shared.busybox}
+	}
+	a, b := cluster(), cluster()
+	r := runCommand(t, a.command(t.Context(), 1, "load", "-q", "-i", uniqueImage(t, "carried:1")))
+	require.Zero(t, r.code, r.err)
+	within(t, 20*time.Second, "the image's blobs in the repository", func() bool {
+		out, _ := exec.Command("git", "--git-dir", repository, "for-each-ref").Output()
+		return strings.Count(string(out), "refs/blobs/sha256/") >= 4 // manifest, config, two layers
+	})
+	where, err := a.lab.Control(1).ImageWhere(t.Context(), "carried:1")
+	require.NoError(t, err)
+	r = runCommand(t, b.command(t.Context(), 1, "pull", "-q", "carried@"+where[0].Digest))
+	require.Zero(t, r.code, r.err)
+	r = runCommand(t, b.command(t.Context(), 1, "run", "--rm", "carried@"+where[0].Digest, "/web", "-h"))
+	require.NotEqual(t, 125, r.code, r.err)
 }

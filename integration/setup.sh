@@ -15,6 +15,8 @@ want busybox-static /bin/busybox
 want iproute2 ip
 want curl curl
 want git git
+want bup bup
+want python3 python3
 want haproxy haproxy
 want dnsutils dig
 want skopeo skopeo

@@ -23,8 +23,8 @@ import (
 	"github.com/shoal-engine/shoal/node/image/registry"
 	"github.com/shoal-engine/shoal/node/network"
 	"github.com/shoal-engine/shoal/node/supervisor"
-	"github.com/shoal-engine/shoal/transfer"
 	"github.com/shoal-engine/shoal/transfer/p2p"
+	"github.com/shoal-engine/shoal/transfer/plugin"
 )
 
 // Agent is one node. New makes it, Run runs it; it runs once.
@@ -40,8 +40,9 @@ type Agent struct {
 	network  *network.Network
 	node     *node.Node
 	front    *front
-	peers    *peerSource // where images come from
-	sources  sources     // nodes that blobs came from
+	peers    *peerSource      // where images come from
+	sources  sources          // nodes that blobs came from
+	plugins  []*plugin.Plugin // other ways that images come
 	gateway  chan netip.Addr
 
 	control, bulk *p2p.Host // made of one key, on two ports
@@ -75,6 +76,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.images.Run(ctx) })
+	g.Go(func() error { return a.runPlugins(ctx) })
 	g.Go(func() error { return a.network.Run(ctx) })
 	g.Go(func() error { return a.node.Run(ctx) })
 	g.Go(func() error { return a.serveNames(ctx) })
@@ -128,8 +130,12 @@ func (a *Agent) build(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	fetchers, err := a.buildPlugins(data("plugins"))
+	if err != nil {
+		return err
+	}
 	a.images, err = image.Open(image.Config{
-		Root: data("images"), Fetchers: []transfer.Fetcher{a.peers}, Resolve: a.resolveImage, Registry: a.registry, Logger: a.log,
+		Root: data("images"), Fetchers: fetchers, Resolve: a.resolveImage, Registry: a.registry, Logger: a.log,
 	})
 	if err != nil {
 		return err

@@ -10,9 +10,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/shoal-engine/shoal/transfer/plugin"
 
 	"github.com/shoal-engine/shoal/node/image/registry"
 )
@@ -39,12 +42,13 @@ type Config struct {
 	Tags map[string]string `toml:"tags"`
 	// SocketGroup owns the sockets besides root: whoever is in it is root on every
 	// node, as with Docker's group. Empty means root alone.
-	SocketGroup string   `toml:"socket_group"`
-	Ports       Ports    `toml:"ports"`
-	Network     Network  `toml:"network"`
-	DNS         DNS      `toml:"dns"`
-	Registry    Registry `toml:"registry"`
-	Log         Log      `toml:"log"`
+	SocketGroup string    `toml:"socket_group"`
+	Ports       Ports     `toml:"ports"`
+	Network     Network   `toml:"network"`
+	DNS         DNS       `toml:"dns"`
+	Transport   Transport `toml:"transport"`
+	Registry    Registry  `toml:"registry"`
+	Log         Log       `toml:"log"`
 	// Distribution serves images to docker push, podman, skopeo and containerd.
 	Distribution Distribution `toml:"distribution"`
 }
@@ -132,6 +136,21 @@ func (d Distribution) validate(bad func(setting, format string, a ...any)) {
 	}
 }
 
+// Transport is what carries blobs besides the cluster's nodes and registries.
+type Transport struct {
+	// Plugins are names of executables shoal-transport-NAME, asked in this order
+	// after the nodes and before registries.
+	Plugins []string `toml:"plugins"`
+	// PluginDir is where they lie. They, and all directories on the way, must be
+	// writable by root alone.
+	PluginDir string `toml:"plugin_dir"`
+	// Offer gives plugins that want them the blobs of every image that is loaded,
+	// imported or pulled here.
+	Offer bool `toml:"offer"`
+	// Settings are passed on, by plugin: what they mean is the plugin's business.
+	Settings map[string]map[string]string `toml:"settings"`
+}
+
 // Log says what is logged to standard error, and how.
 type Log struct {
 	Level  string `toml:"level"`  // debug, info, warn, error
@@ -141,12 +160,13 @@ type Log struct {
 // Default is a configuration that works on a plain host.
 func Default() Config {
 	return Config{
-		Data:    "/var/lib/shoal",
-		Run:     "/run/shoal",
-		Ports:   Ports{Gossip: 7946, Control: 7947, Bulk: 7948, VXLAN: 4789},
-		Network: Network{Pool: "10.77.0.0/16"},
-		DNS:     DNS{Listen: []string{"127.0.0.1:53"}, Domain: "shoal"},
-		Log:     Log{Level: "info", Format: "text"},
+		Data:      "/var/lib/shoal",
+		Run:       "/run/shoal",
+		Ports:     Ports{Gossip: 7946, Control: 7947, Bulk: 7948, VXLAN: 4789},
+		Network:   Network{Pool: "10.77.0.0/16"},
+		DNS:       DNS{Listen: []string{"127.0.0.1:53"}, Domain: "shoal"},
+		Transport: Transport{Plugins: []string{}, PluginDir: "/usr/libexec/shoal"},
+		Log:       Log{Level: "info", Format: "text"},
 
 		Distribution: Distribution{Listen: "127.0.0.1:5000"},
 	}
@@ -281,6 +301,7 @@ func (c Config) Validate() error {
 		}
 	}
 	c.Distribution.validate(bad)
+	c.Transport.validate(bad)
 	switch c.Log.Level {
 	case "debug", "info", "warn", "error":
 	default:
@@ -290,6 +311,25 @@ func (c Config) Validate() error {
 		bad("log.format", "%q is not text or json", c.Log.Format)
 	}
 	return errors.Join(errs...)
+}
+
+func (t Transport) validate(bad func(setting, format string, a ...any)) {
+	for i, name := range t.Plugins {
+		if err := plugin.CheckName(name); err != nil {
+			bad("transport.plugins", "%v", err)
+		}
+		if slices.Contains(t.Plugins[:i], name) {
+			bad("transport.plugins", "%q is there twice", name)
+		}
+	}
+	if !filepath.IsAbs(t.PluginDir) {
+		bad("transport.plugin_dir", "%q is not an absolute path", t.PluginDir)
+	}
+	for name := range t.Settings {
+		if !slices.Contains(t.Plugins, name) {
+			bad("transport.settings."+name, "transport.plugins has no %q", name)
+		}
+	}
 }
 
 // Socket is where the cluster is served, NodeSocket where this node alone is.
