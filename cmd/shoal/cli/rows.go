@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
@@ -37,7 +38,17 @@ func (l *liveRows) show(name, text string) {
 		fmt.Fprintln(l.out)
 	}
 	up := len(l.names) - i
-	fmt.Fprintf(l.out, "\x1b[%dA\r\x1b[2K%s\x1b[%dB\r", up, fit(fmt.Sprintf("%-12s  %s", name, text), width(l.out)), up)
+	fmt.Fprintf(l.out, "\x1b[%dA\r\x1b[2K%s\x1b[%dB\r", up, fit(plain(fmt.Sprintf("%-12s  %s", name, text)), width(l.out)), up)
+}
+
+// plain takes away what would move the cursor: texts come from other hosts.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
 // fit keeps a row on one line: one that wrapped could not be written over.
