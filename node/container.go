@@ -29,6 +29,7 @@ type ctr struct {
 	// restart policy revives the container.
 	stopping bool
 	keep     bool // the end that comes next is part of a restart: it removes nothing
+	barred   int  // how many forced removals are under way, which let nobody start it
 	// revive ends the pause before a restart; nil unless restarting.
 	revive context.CancelFunc
 	delay  time.Duration // before the next restart
@@ -42,6 +43,23 @@ func newCtr(dir string, r record) *ctr {
 		execs:   map[string]*exec{},
 		removed: make(chan struct{}),
 	}
+}
+
+// bar lets nobody start the container until the function it returns is called.
+func (c *ctr) bar() (lift func()) {
+	add := func(n int) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.barred += n
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
+func (c *ctr) isBarred() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.barred > 0
 }
 
 // get returns the record as it is now.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"testing"
 	"time"
 
@@ -48,6 +49,37 @@ func TestLife(t *testing.T) {
 	require.Empty(t, w.leftovers())
 	_, err = a.InspectContainer(t.Context(), "one", api.InspectOptions{})
 	require.EqualError(t, err, "No such container: one")
+}
+
+// TestForcedRemovalWins: however often others start a container meanwhile, a forced
+// removal ends and removes it.
+func TestForcedRemovalWins(t *testing.T) {
+	w := newWorld(t)
+	a := w.boot(t, w.handle(0))
+	for range 20 {
+		id := a.create(t, "one", nil, "forever")
+		a.start(t, id)
+		gone := make(chan struct{})
+		var starters sync.WaitGroup
+		for range 3 {
+			starters.Go(func() {
+				for {
+					select {
+					case <-gone:
+						return
+					default:
+						_ = a.StartContainer(t.Context(), id, api.StartOptions{}) // runs, or is gone
+					}
+				}
+			})
+		}
+		err := a.RemoveContainer(t.Context(), id, api.RemoveOptions{Force: true})
+		close(gone)
+		starters.Wait()
+		require.NoError(t, err)
+		_, err = a.InspectContainer(t.Context(), id, api.InspectOptions{})
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+	}
 }
 
 func TestRefusals(t *testing.T) {

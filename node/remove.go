@@ -35,25 +35,32 @@ func (n *Node) RemoveContainer(ctx context.Context, id string, o api.RemoveOptio
 		return api.Conflict("cannot remove container %q: container is %s: stop the container before removing or force remove",
 			"/"+c.get().Name, s.Status)
 	}
-	if s := c.get().State; s.active() {
-		if !o.Force {
-			return refuse(s)
+	if o.Force {
+		// Otherwise a start could come between the end and the removal, again and again.
+		defer c.bar()()
+	}
+	for {
+		if s := c.get().State; s.active() {
+			if !o.Force {
+				return refuse(s)
+			}
+			if err := n.killForRemoval(c); err != nil {
+				return api.Internal("cannot remove container %q: could not kill container: %w", "/"+c.get().Name, err)
+			}
 		}
-		if err := n.killForRemoval(c); err != nil {
-			return api.Internal("cannot remove container %q: could not kill container: %w", "/"+c.get().Name, err)
+		if err := c.op.acquire(ctx); err != nil {
+			return err
 		}
+		if s := c.get().State; s.active() { // by a start that was under way
+			c.op.release()
+			continue
+		}
+		defer c.op.release()
+		if c.get().State.Status == container.StateRemoving {
+			return nil // it removed itself
+		}
+		return n.remove(c, o.Volumes)
 	}
-	if err := c.op.acquire(ctx); err != nil {
-		return err
-	}
-	defer c.op.release()
-	switch s := c.get().State; {
-	case s.active(): // somebody started it in between
-		return refuse(s)
-	case s.Status == container.StateRemoving:
-		return nil // it removed itself
-	}
-	return n.remove(c, o.Volumes)
 }
 
 // killForRemoval ends a container's process at once.

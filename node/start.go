@@ -28,7 +28,7 @@ func (n *Node) StartContainer(ctx context.Context, id string, _ api.StartOptions
 	}
 	defer c.op.release()
 	switch r := c.get(); {
-	case r.State.Status == container.StateRemoving:
+	case r.State.Status == container.StateRemoving || c.isBarred() && !r.State.active():
 		return api.Conflict("container is marked for removal and cannot be started")
 	case r.State.Status == container.StatePaused:
 		return api.Conflict("cannot start a paused container, try unpause instead")
