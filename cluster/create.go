@@ -50,7 +50,26 @@ func (r *Router) CreateContainer(ctx context.Context, o api.CreateOptions) (cont
 		}
 		return none, err
 	}
+	if _, err := r.reader.View().Container(claimed.ID); errdefs.IsNotFound(err) {
+		return none, r.disown(ctx, claimed)
+	}
 	return made, nil
+}
+
+// disown removes a container from its node whose claim was removed while it was being
+// made: nobody would ever see it again.
+func (r *Router) disown(ctx context.Context, c *catalog.Container) error {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	gone := api.Conflict("container %s was removed while it was being made", c.Name)
+	e, err := r.engine(ctx, *c)
+	if err != nil {
+		return errors.Join(gone, err)
+	}
+	if err := e.RemoveContainer(ctx, c.ID, api.RemoveOptions{Force: true, Volumes: true}); err != nil && !errdefs.IsNotFound(err) {
+		return errors.Join(gone, err)
+	}
+	return gone
 }
 
 // creation is a container on its way.

@@ -32,7 +32,7 @@ func (r *Router) StartContainer(ctx context.Context, id string, o api.StartOptio
 			return err
 		}
 		r.seen(ctx, c.ID, started(c))
-		return nil
+		return r.confirmPorts(ctx, e, c.ID)
 	})
 }
 
@@ -47,6 +47,27 @@ func (r *Router) claimPorts(ctx context.Context, c catalog.Container) error {
 	return err
 }
 
+// confirmPorts ends a container that was started although another one has its ports by
+// now: they were free for a moment, because it had ended when its start was asked for.
+func (r *Router) confirmPorts(ctx context.Context, e api.Engine, id string) error {
+	c, err := r.reader.View().Container(id)
+	if err != nil || !c.Denied {
+		return nil
+	}
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	_, err = r.store.Propose(ctx, catalog.ClaimPorts{ID: id})
+	if err == nil {
+		return nil
+	}
+	now := 0
+	if ended := e.StopContainer(ctx, id, api.StopOptions{Timeout: &now}); ended != nil && !errdefs.IsNotModified(ended) {
+		return errors.Join(err, ended)
+	}
+	r.seen(ctx, id, stopped(c))
+	return err
+}
+
 // started says whether a later record of a container tells of a later start.
 func started(before catalog.Container) func(catalog.Container) bool {
 	return func(c catalog.Container) bool {
@@ -54,7 +75,13 @@ func started(before catalog.Container) func(catalog.Container) bool {
 	}
 }
 
-func stopped(c catalog.Container) bool { return !catalog.Live(c.State) }
+// stopped says whether a later record of a container tells of its end. A view that is
+// late may not even know yet that it was started.
+func stopped(before catalog.Container) func(catalog.Container) bool {
+	return func(c catalog.Container) bool {
+		return !catalog.Live(c.State) && (catalog.Live(before.State) || !c.Finished.Equal(before.Finished))
+	}
+}
 
 // StopContainer implements api.Containers.
 func (r *Router) StopContainer(ctx context.Context, id string, o api.StopOptions) error {
@@ -62,7 +89,7 @@ func (r *Router) StopContainer(ctx context.Context, id string, o api.StopOptions
 		if err := e.StopContainer(ctx, c.ID, o); err != nil {
 			return err
 		}
-		r.seen(ctx, c.ID, stopped)
+		r.seen(ctx, c.ID, stopped(c))
 		return nil
 	})
 }
@@ -77,7 +104,7 @@ func (r *Router) RestartContainer(ctx context.Context, id string, o api.StopOpti
 			return err
 		}
 		r.seen(ctx, c.ID, started(c))
-		return nil
+		return r.confirmPorts(ctx, e, c.ID)
 	})
 }
 
@@ -133,7 +160,11 @@ func (r *Router) RenameContainer(ctx context.Context, id, name string) error {
 		}
 		back, cancel := cleanup(ctx)
 		defer cancel()
-		_, undone := r.store.Propose(back, catalog.RenameContainer{ID: c.ID, Name: c.Name})
+		// Somebody else may have wanted the same, or the answer was lost.
+		if i, e := e.InspectContainer(back, c.ID, api.InspectOptions{}); e == nil && i.Name == "/"+name {
+			return nil
+		}
+		_, undone := r.store.Propose(back, catalog.RenameContainer{ID: c.ID, Name: c.Name, From: name})
 		return errors.Join(err, undone)
 	})
 }
@@ -142,12 +173,24 @@ func (r *Router) RenameContainer(ctx context.Context, id, name string) error {
 func (r *Router) RemoveContainer(ctx context.Context, id string, o api.RemoveOptions) error {
 	return r.at(ctx, id, func(e api.Engine, c catalog.Container) error {
 		err := e.RemoveContainer(ctx, c.ID, o)
+		if errdefs.IsNotFound(err) && c.State == "" && r.await(ctx, madeLimit, made(c.ID)) {
+			// It was being made.
+			err = e.RemoveContainer(ctx, c.ID, o)
+		}
 		if err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
 		// A container that only the catalog knows goes all the same.
 		return r.forget(ctx, c.ID)
 	})
+}
+
+// made says whether a claim has become a container, or nothing.
+func made(id string) func(catalog.View) bool {
+	return func(v catalog.View) bool {
+		c, err := v.Container(id)
+		return err != nil || c.State != ""
+	}
 }
 
 func (r *Router) forget(ctx context.Context, id string) error {

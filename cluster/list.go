@@ -55,6 +55,9 @@ func summary(v catalog.View, c *catalog.Container, now time.Time) container.Summ
 		}
 		s.Status += " (Unreachable: node " + name + ")"
 	}
+	if c.Denied {
+		s.Ports = unpublished(s.Ports)
+	}
 	if s.Ports == nil {
 		s.Ports = []container.PortSummary{}
 	}
@@ -68,6 +71,15 @@ func summary(v catalog.View, c *catalog.Container, now time.Time) container.Summ
 		s.NetworkSettings = &container.NetworkSettingsSummary{Networks: map[string]*network.EndpointSettings{}}
 	}
 	return s
+}
+
+// unpublished are ports as they are shown where nothing leads to them.
+func unpublished(ports []container.PortSummary) []container.PortSummary {
+	var out []container.PortSummary
+	for _, p := range ports {
+		out = append(out, container.PortSummary{PrivatePort: p.PrivatePort, Type: p.Type})
+	}
+	return slices.Compact(out)
 }
 
 // ancestors adds what references mean in the cluster to an ancestor filter.

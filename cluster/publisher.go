@@ -246,6 +246,9 @@ func (p *Publisher) publishAll(ctx context.Context) error {
 	if full {
 		err := p.send(ctx, changed, nil, true)
 		p.fullRun = err != nil
+		if err == nil {
+			p.obey(ctx, changed)
+		}
 		return err
 	}
 	for part := range slices.Chunk(changed, maxReport) {
@@ -256,15 +259,32 @@ func (p *Publisher) publishAll(ctx context.Context) error {
 	return nil
 }
 
+// obey gives the node's containers the names that the cluster has for them: whoever
+// renamed one may not have lived to tell the node. The report before has made the view
+// newer than what was looked at.
+func (p *Publisher) obey(ctx context.Context, cs []catalog.Container) {
+	for _, c := range cs {
+		known, err := p.store.View().Container(c.ID)
+		if err != nil || known.Name == c.Name {
+			continue
+		}
+		if err := p.local.RenameContainer(ctx, c.ID, known.Name); err != nil {
+			p.log.Warn("a container's name isn't the cluster's", "container", c.ID, "name", c.Name, "cluster", known.Name, "error", err)
+			continue
+		}
+		p.names[c.ID] = known.Name
+	}
+}
+
 // differs says whether the catalog lists confirmed containers that the node doesn't
-// have, or the other way round.
+// have, or under other names, or the other way round.
 func (p *Publisher) differs(found map[string]catalog.Container) bool {
 	listed := 0
 	for _, c := range p.store.View().Containers() {
 		if c.NodeID != p.node || c.State == "" {
 			continue
 		}
-		if _, ok := found[c.ID]; !ok {
+		if have, ok := found[c.ID]; !ok || have.Name != c.Name {
 			return true
 		}
 		listed++

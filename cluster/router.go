@@ -24,6 +24,9 @@ const (
 	// settle is how long a change waits to be seen in the catalog before it is
 	// reported done, so that ps, DNS and the caller agree.
 	settle = time.Second
+	// madeLimit is how long the removal of a claim waits for its container, which may be
+	// being made, before the claim is taken for left behind.
+	madeLimit = 3 * time.Second
 	// lostTry bounds a call to a node that seems to be gone.
 	lostTry = time.Second
 	// undo bounds the cleaning up after a failed call.
@@ -70,14 +73,18 @@ func NewRouter(c RouterConfig) *Router {
 	return &Router{self: c.Self, peer: c.Peer, store: c.Store, reader: c.Reader, log: c.Logger}
 }
 
-// sync brings the local view up to date if that takes no longer than limit. That
-// it couldn't is no error: what is known here has to do.
-func (r *Router) sync(ctx context.Context, limit time.Duration) {
+// sync is synced for callers who make do with what is known here.
+func (r *Router) sync(ctx context.Context, limit time.Duration) { _ = r.synced(ctx, limit) }
+
+// synced brings the local view up to date if that takes no longer than limit.
+func (r *Router) synced(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	if err := r.store.Sync(ctx); err != nil {
+	err := r.store.Sync(ctx)
+	if err != nil {
 		r.log.Debug("the catalog may be behind", "error", err)
 	}
+	return err
 }
 
 // await waits a bounded time until the view satisfies ok.
@@ -95,12 +102,17 @@ func (r *Router) await(ctx context.Context, limit time.Duration, ok func(catalog
 	}
 }
 
-// find looks a container up, here and then in the whole cluster.
+// find looks a container up, here and then in the whole cluster. Only a node that is
+// up to date may say that there is none.
 func (r *Router) find(ctx context.Context, ref string) (catalog.Container, error) {
 	c, err := r.reader.View().Container(ref)
-	if errdefs.IsNotFound(err) {
-		r.sync(ctx, missSync)
-		c, err = r.reader.View().Container(ref)
+	if !errdefs.IsNotFound(err) {
+		return c, err
+	}
+	behind := r.synced(ctx, missSync)
+	c, err = r.reader.View().Container(ref)
+	if errdefs.IsNotFound(err) && behind != nil {
+		return c, api.Unavailable("container %s isn't known on this node, which can't ask the others now: %w", ref, behind)
 	}
 	return c, err
 }

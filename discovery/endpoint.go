@@ -52,7 +52,11 @@ func Ready(c *catalog.Container) bool {
 func Ports(c *catalog.Container, host netip.Addr) []Port {
 	var ports []Port
 	for _, p := range c.Ports {
-		ports = append(ports, Port{p.ContainerPort, proto(p.Proto), published(p.HostIP, p.HostPort, host)})
+		outside := published(p.HostIP, p.HostPort, host)
+		if c.Denied {
+			outside = netip.AddrPort{}
+		}
+		ports = append(ports, Port{p.ContainerPort, proto(p.Proto), outside})
 	}
 	for _, p := range c.Summary.Ports {
 		ports = append(ports, Port{p.PrivatePort, proto(p.Type), netip.AddrPort{}})

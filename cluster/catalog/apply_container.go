@@ -154,6 +154,13 @@ func claimPorts(t tx, c ClaimPorts) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	if x.Denied {
+		granted := *x
+		granted.Denied, x = false, &granted
+		if err := put(t, tableContainer, x); err != nil {
+			return Result{}, err
+		}
+	}
 	for _, p := range claims {
 		if err := put(t, tablePort, p); err != nil {
 			return Result{}, err
@@ -327,9 +334,10 @@ func adopt(t tx, x *Container) {
 }
 
 // reportPorts gives the ports of an ended container back and takes those of one
-// that runs, as far as they are free: one that another container holds can't be
-// denied any more, since the node has bound it.
+// that runs, as far as they are free. One that runs without is marked: where it came
+// by a start, the router ends it again.
 func reportPorts(t tx, x *Container, known bool) error {
+	x.Denied = false
 	if ended(x.State) {
 		return releasePorts(t, x.ID)
 	}
@@ -339,7 +347,11 @@ func reportPorts(t tx, x *Container, known bool) error {
 	for i, p := range x.Ports {
 		p.Proto = protoOf(p)
 		x.Ports[i] = p
-		if p.HostPort == 0 || portHolder(t, x, p, nil) != "" {
+		if p.HostPort == 0 {
+			continue
+		}
+		if portHolder(t, x, p, nil) != "" {
+			x.Denied = x.Denied || Live(x.State)
 			continue
 		}
 		if err := put(t, tablePort, &portClaim{Port: p, ContainerID: x.ID, NodeID: x.NodeID}); err != nil {

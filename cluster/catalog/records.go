@@ -45,8 +45,11 @@ type Container struct {
 	// Addresses at which it is reached from every node, while it runs.
 	Addresses []netip.Addr
 	Ports     []Port
-	Healthy   bool // runs, and its health check, if it has one, passes
-	Created   time.Time
+	// Denied says that it runs and another container has its ports: nothing leads from
+	// them to it.
+	Denied  bool `json:",omitempty"`
+	Healthy bool // runs, and its health check, if it has one, passes
+	Created time.Time
 	// Lost says that the node can't be reached now; views fill it, it isn't replicated.
 	Lost bool
 }

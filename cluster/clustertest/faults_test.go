@@ -7,8 +7,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/cluster"
 	"github.com/shoal-engine/shoal/cluster/catalog"
 	"github.com/shoal-engine/shoal/cluster/clustertest"
@@ -122,5 +126,121 @@ func TestLastNodeLeaves(t *testing.T) {
 		fresh, err := a.Token(t.Context())
 		require.NoError(t, err)
 		require.NotEqual(t, old, fresh)
+	})
+}
+
+// TestCutOffNodeKnowsThatItDoesNotKnow: only who is up to date may say that something
+// isn't there.
+func TestCutOffNodeKnowsThatItDoesNotKnow(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		nodes := l.Form(t.Context(), "a", "b", "c")
+		load(t, nodes[0].Engine())
+		l.Isolate("c")
+		<-time.After(5 * time.Second)
+		id := run(t, nodes[0].Engine(), "x1")
+		_, err := nodes[2].Engine().InspectContainer(t.Context(), id, api.InspectOptions{})
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		_, err = nodes[1].Engine().InspectContainer(t.Context(), "x2", api.InspectOptions{})
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+		l.Heal()
+		nodes[2].Until(t.Context(), t, "x1 is known", func(v catalog.View) bool { _, err := v.Container(id); return err == nil })
+		_, err = nodes[2].Engine().InspectContainer(t.Context(), "x2", api.InspectOptions{})
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+	})
+}
+
+// TestSameRenameTwice: whoever comes second doesn't undo what the first was promised.
+func TestSameRenameTwice(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		nodes := l.Form(t.Context(), "a", "b", "c")
+		load(t, nodes[0].Engine())
+		id := run(t, nodes[0].Engine(), "n0")
+		for round := range 50 {
+			name := fmt.Sprint("n", round+1)
+			var tasks sync.WaitGroup
+			for _, n := range nodes {
+				tasks.Go(func() {
+					if err := n.Engine().RenameContainer(t.Context(), id, name); err != nil {
+						require.ErrorIs(t, err, errdefs.ErrInvalidArgument) // it has the name
+					}
+				})
+			}
+			tasks.Wait()
+			for _, n := range nodes {
+				require.NoError(t, n.Store().Sync(t.Context()))
+				c, err := n.Reader().View().Container(id)
+				require.NoError(t, err)
+				require.Equal(t, name, c.Name)
+			}
+		}
+	})
+}
+
+// TestRenamerDies: a name that the catalog knows and the node was never told of
+// reaches it, also when its agent was away.
+func TestRenamerDies(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		nodes := l.Form(t.Context(), "a", "b", "c")
+		load(t, nodes[0].Engine())
+		id := run(t, nodes[0].Engine(), "x1", "constraint:node==node-b")
+		ofNode := func() string {
+			i, err := nodes[1].Host.InspectContainer(t.Context(), id, api.InspectOptions{})
+			require.NoError(t, err)
+			return i.Name
+		}
+		_, err := nodes[0].Store().Propose(t.Context(), catalog.RenameContainer{ID: id, Name: "x2"})
+		require.NoError(t, err)
+		<-time.After(time.Minute)
+		require.Equal(t, "/x2", ofNode())
+		l.Stop("b")
+		_, err = nodes[0].Store().Propose(t.Context(), catalog.RenameContainer{ID: id, Name: "x3"})
+		require.NoError(t, err)
+		b := l.Start("b")
+		<-time.After(time.Minute)
+		require.Equal(t, "/x3", ofNode())
+		c, err := b.Reader().View().Container(id)
+		require.NoError(t, err)
+		require.Equal(t, "x3", c.Name)
+	})
+}
+
+// TestPortTakenBetweenEndAndStart: a start that another container's claim overtook fails,
+// and its container doesn't run on beside the port's new owner.
+func TestPortTakenBetweenEndAndStart(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		nodes := l.Form(t.Context(), "a", "b", "c")
+		load(t, nodes[0].Engine())
+		publish := func(name, on string) string {
+			c, err := nodes[0].Engine().CreateContainer(t.Context(), api.CreateOptions{Name: name,
+				Config:     &container.Config{Image: "busybox", Cmd: []string{"sleep", "10000"}, Env: []string{"constraint:node==node-" + on}},
+				HostConfig: &container.HostConfig{PortBindings: network.PortMap{network.MustParsePort("80/tcp"): {{HostPort: "8080"}}}}})
+			require.NoError(t, err)
+			return c.ID
+		}
+		first := publish("first", "b")
+		require.NoError(t, nodes[0].Engine().StartContainer(t.Context(), first, api.StartOptions{}))
+		require.NoError(t, nodes[0].Engine().StopContainer(t.Context(), first, api.StopOptions{Timeout: new(int)}))
+		second := publish("second", "a")
+		require.NoError(t, nodes[0].Engine().StartContainer(t.Context(), second, api.StartOptions{}))
+		// Its node starts it without asking anybody, as for somebody whose view is late.
+		require.NoError(t, nodes[1].Host.StartContainer(t.Context(), first, api.StartOptions{}))
+		nodes[0].Until(t.Context(), t, "first runs without its port", func(v catalog.View) bool {
+			c, err := v.Container(first)
+			return err == nil && c.Denied && catalog.Live(c.State)
+		})
+		cs, err := nodes[0].Engine().ListContainers(t.Context(), api.ListOptions{})
+		require.NoError(t, err)
+		for _, c := range cs {
+			for _, p := range c.Ports {
+				require.False(t, c.ID == first && p.PublicPort != 0, "a port is shown of one container only")
+			}
+		}
+		err = nodes[0].Engine().RestartContainer(t.Context(), first, api.StopOptions{Timeout: new(int)})
+		require.ErrorContains(t, err, "port is already allocated")
+		c, err := nodes[0].Reader().View().Container(first)
+		require.NoError(t, err)
+		require.False(t, catalog.Live(c.State), "what can't have its port doesn't run")
+		require.NoError(t, nodes[0].Engine().RemoveContainer(t.Context(), second, api.RemoveOptions{Force: true}))
+		require.NoError(t, nodes[0].Engine().StartContainer(t.Context(), first, api.StartOptions{}))
 	})
 }

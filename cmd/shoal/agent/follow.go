@@ -41,7 +41,7 @@ func planFor(v catalog.View, self string) plan {
 		// A container that is lost keeps its forwards: what can't be reached refuses
 		// connections by itself, and one whose agent alone died still serves.
 		c.Lost = false
-		if c.NodeID == self || !discovery.Up(&c) {
+		if c.NodeID == self || c.Denied || !discovery.Up(&c) {
 			continue
 		}
 		i := slices.IndexFunc(c.Addresses, netip.Addr.Is4)
