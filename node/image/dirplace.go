@@ -176,14 +176,20 @@ func (p *dirPlace) hide(dir int) error {
 	return unix.Setxattr(procPath(dir, "."), opaqueXattr, []byte("y"), 0)
 }
 
+// replaced says whether an error means that a directory is none any more: a later
+// entry took its place, or that of one above it, perhaps a link to anywhere.
+func replaced(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENAMETOOLONG)
+}
+
 // seal sets the times of directories, which the files made in them have changed.
 func (p *dirPlace) seal() error {
 	for _, d := range p.late {
 		p.trim()
 		dir, base := path.Split(d.name)
 		fd, err := p.dirs.open(path.Clean(dir))
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			continue // replaced later
+		if replaced(err) {
+			continue
 		}
 		if err != nil {
 			return err
@@ -210,7 +216,7 @@ func (p *dirPlace) descend(name string) (bool, bool, error) {
 
 func (p *dirPlace) inherit(name string, from *os.File) error {
 	to, err := openBelow(p.path, name)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+	if replaced(err) {
 		return nil
 	}
 	if err != nil {
