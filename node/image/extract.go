@@ -88,7 +88,7 @@ func (x *extractor) run(ctx context.Context, r io.Reader) (extracted, error) {
 			}
 		}
 		if err := x.entry(h, tr); err != nil {
-			return x.out, fmt.Errorf("unpack %q: %w", clip(h.Name), err)
+			return x.out, blame(fmt.Errorf("unpack %q: %w", clip(h.Name), err), err)
 		}
 	}
 }
@@ -200,6 +200,17 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 		return err
 	}
 	return x.create(fd, base, name, h, r)
+}
+
+// blame gives errors their class that only an archive can cause, by names that lead
+// nowhere or through what is no directory.
+func blame(err, cause error) error {
+	for _, e := range []error{unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.EISDIR} {
+		if errors.Is(cause, e) {
+			return api.InvalidArgument("%w", err)
+		}
+	}
+	return err
 }
 
 func (x *extractor) rootEntry(h *tar.Header) error {
@@ -329,6 +340,9 @@ func (x *extractor) link(fd int, base string, h *tar.Header) error {
 	}
 	dir, name := path.Split(target)
 	from, err := x.to.dir(path.Clean(dir))
+	if errors.Is(err, unix.ENOENT) {
+		return api.InvalidArgument("hard link to %q: %w", clip(h.Linkname), err)
+	}
 	if err != nil {
 		return fmt.Errorf("hard link to %q: %w", clip(h.Linkname), err)
 	}
