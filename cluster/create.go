@@ -50,10 +50,23 @@ func (r *Router) CreateContainer(ctx context.Context, o api.CreateOptions) (cont
 		}
 		return none, err
 	}
-	if _, err := r.reader.View().Container(claimed.ID); errdefs.IsNotFound(err) {
+	if r.removed(ctx, claimed.ID) {
 		return none, r.disown(ctx, claimed)
 	}
 	return made, nil
+}
+
+// removed says whether a claim that was granted is surely gone. A view without it may
+// just be late.
+func (r *Router) removed(ctx context.Context, id string) bool {
+	if _, err := r.reader.View().Container(id); !errdefs.IsNotFound(err) {
+		return false
+	}
+	if r.synced(ctx, missSync) != nil {
+		return false
+	}
+	_, err := r.reader.View().Container(id)
+	return errdefs.IsNotFound(err)
 }
 
 // disown removes a container from its node whose claim was removed while it was being

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
 
 	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/api/apitest"
@@ -23,8 +24,19 @@ type Hosts struct {
 // Host is one node's engine.
 type Host struct {
 	*apitest.Fake
+	// BeforeCreate, if set, is called before a container is made.
+	BeforeCreate func(name string)
+
 	hosts *Hosts
 	id    string
+}
+
+// CreateContainer implements api.Containers.
+func (h *Host) CreateContainer(ctx context.Context, o api.CreateOptions) (container.CreateResponse, error) {
+	if h.BeforeCreate != nil {
+		h.BeforeCreate(o.Name)
+	}
+	return h.Fake.CreateContainer(ctx, o)
 }
 
 // NewHosts makes an empty set. reach says whether a host can fetch from another.
@@ -37,7 +49,7 @@ func (h *Hosts) Host(id string, seed uint64) *Host {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.all[id] == nil {
-		h.all[id] = &Host{apitest.NewFake(id, seed), h, id}
+		h.all[id] = &Host{Fake: apitest.NewFake(id, seed), hosts: h, id: id}
 	}
 	return h.all[id]
 }

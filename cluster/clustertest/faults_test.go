@@ -244,3 +244,36 @@ func TestPortTakenBetweenEndAndStart(t *testing.T) {
 		require.NoError(t, nodes[0].Engine().StartContainer(t.Context(), first, api.StartOptions{}))
 	})
 }
+
+// TestRemovedWhileBeingMade: whoever wins, nothing is left on a node that nobody sees.
+func TestRemovedWhileBeingMade(t *testing.T) {
+	for what, takes := range map[string]time.Duration{"at once": time.Second, "slowly": time.Minute} {
+		t.Run(what, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+				nodes := l.Form(t.Context(), "a", "b", "c")
+				load(t, nodes[1].Engine())
+				making := make(chan struct{})
+				nodes[1].Host.BeforeCreate = func(string) {
+					close(making)
+					<-time.After(takes)
+				}
+				var tasks sync.WaitGroup
+				tasks.Go(func() {
+					_, err := create(t.Context(), nodes[0].Engine(), "x1", "constraint:node==node-b")
+					if takes > 10*time.Second {
+						require.ErrorIs(t, err, errdefs.ErrConflict)
+					}
+				})
+				<-making
+				require.NoError(t, nodes[2].Engine().RemoveContainer(t.Context(), "x1", api.RemoveOptions{}))
+				tasks.Wait()
+				<-time.After(time.Minute)
+				for _, e := range []api.Engine{nodes[0].Engine(), nodes[1].Host} {
+					cs, err := e.ListContainers(t.Context(), api.ListOptions{All: true})
+					require.NoError(t, err)
+					require.Empty(t, cs)
+				}
+			})
+		})
+	}
+}
