@@ -292,8 +292,8 @@ func (p *Publisher) differs(found map[string]catalog.Container) bool {
 	return listed != len(found)
 }
 
-// send proposes one report. One that comes out as stale, because another agent of
-// this node reported meanwhile, is sent again with the next number.
+// send proposes one report. One that comes out as stale is sent again with the next
+// number: an earlier report had its number, whose answer was lost.
 func (p *Publisher) send(ctx context.Context, changed []catalog.Container, gone []string, full bool) error {
 	if len(changed)+len(gone) == 0 && !full {
 		return nil

@@ -260,7 +260,7 @@ func putContainers(t tx, c PutContainers) (Result, error) {
 		return Result{}, api.NotFound("node %s not found", c.NodeID)
 	}
 	if c.Seq <= seq.Containers {
-		return Result{Seq: seq.Containers}, nil
+		return Result{}, nil
 	}
 	seq.Containers = c.Seq
 	if err := put(t, tableSeq, &seq); err != nil {

@@ -11,7 +11,7 @@ func putImages(t tx, c PutImages) (Result, error) {
 		seq = *s
 	}
 	if c.Seq <= seq.Images {
-		return Result{Seq: seq.Images}, nil
+		return Result{}, nil
 	}
 	seq.Images = c.Seq
 	if err := put(t, tableSeq, &seq); err != nil {

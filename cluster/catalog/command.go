@@ -154,7 +154,9 @@ type Result struct {
 	Index     uint64     // of the view that shows the change
 	Container *Container `json:",omitempty"` // ClaimContainer, ClaimPorts
 	Node      *Node      `json:",omitempty"` // PutNode
-	Seq       uint64     `json:",omitempty"` // PutContainers, PutImages: the node's last
+	// Seq of PutContainers and PutImages is their own, 0 if they were stale: that the node's
+	// last report has the same number doesn't make it the same report.
+	Seq uint64 `json:",omitempty"`
 }
 
 // entry is a command on its way: with what the proposer adds so that appliers
