@@ -48,7 +48,11 @@ test-unit: $(SUPERVISOR) ## Tables, properties, whole clusters in memory, and th
 	$(GO) test -tags '$(TAGS)' $(RACE) $(TESTFLAGS) $$($(GO) list ./... | grep -v /integration)
 
 test-integration: build bin/webapp bin/mkimage ## Real agents in namespaces, real clients
-	$(GO) test -tags '$(TAGS)' $(TESTFLAGS) -v ./integration/...
+	$(GO) test -tags '$(TAGS)' $(TESTFLAGS) -p 1 -v ./integration/...
+
+CHAOS_TIME ?= 5m
+chaos: build bin/mkimage ## Break five agents for CHAOS_TIME while they work; CHAOS_SEED=N replays
+	CHAOS_TIME=$(CHAOS_TIME) CHAOS_SEED=$(CHAOS_SEED) $(GO) test -tags '$(TAGS)' -timeout 0 -count 1 -v ./integration/chaos
 
 fuzz: ## Fuzz every decoder of outside bytes, FUZZTIME each
 	@integration/fuzz.sh $(or $(FUZZTIME),20s)
