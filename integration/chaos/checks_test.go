@@ -65,6 +65,10 @@ func TestNamesHaveOneOwner(t *testing.T) {
 		"taken by one that is gone":  {1, past(create("a", "x"), remove("a"), taken("x"))},
 		"taken by one renamed away":  {1, past(create("a", "x"), rename("a", "y"), taken("x"))},
 		"taken by one that might be": {0, past(unclear(create("", "x")), taken("x"))},
+		"taken by one that goes": {0, past(
+			create("a", "y"), Op{Kind: Rename, ID: "a", Name: "x", Verdict: Refused, Missing: true, Start: 2e9, End: 5e9},
+			Op{Kind: Create, Name: "x", Verdict: Refused, Taken: true, Start: 3e9, End: 4e9},
+		)},
 		"removed while asked": {0, past(
 			Op{Kind: Create, ID: "a", Name: "x", End: 1}, Op{Kind: Remove, ID: "a", Start: 2, End: 9}, Op{Kind: Create, ID: "b", Name: "x", Start: 3, End: 4},
 		)},

@@ -46,16 +46,16 @@ func (f *Final) Close() {
 	}
 }
 
-// Settle waits until the cluster agrees with itself and with the history, and says
-// how long that took, or what still doesn't hold.
-func (f *Final) Settle(ctx context.Context) (time.Duration, []string) {
+// Settle waits until the cluster agrees with itself and with the history. It returns
+// how long that took, what held last, and what still doesn't hold.
+func (f *Final) Settle(ctx context.Context) (took time.Duration, late, found []string) {
 	start := time.Now()
-	var found []string
 	for {
 		found = f.look(ctx)
 		if len(found) == 0 || time.Since(start) > settleLimit || !pause(ctx, 200*time.Millisecond) {
-			return time.Since(start), found
+			return time.Since(start), late, found
 		}
+		late = found
 	}
 }
 

@@ -46,7 +46,7 @@ func checkNames(ops []Op) []string {
 func spans(ops []Op) []span {
 	var out []span
 	for _, o := range ops {
-		if o.Kind != Create && o.Kind != Rename || o.Taken || o.Missing {
+		if o.Kind != Create && o.Kind != Rename || o.Taken {
 			continue
 		}
 		s := span{id: o.ID, name: o.Name, from: forever, first: o.Start, last: forever, because: o.String()}

@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -11,6 +12,9 @@ import (
 
 // roundLength is how long a round harms. It is part of what a seed means.
 const roundLength = 15 * time.Second
+
+// unusual is how long agreement takes when something is slow though not wrong.
+const unusual = 5 * time.Second
 
 // Report is what a round found.
 type Report struct {
@@ -69,8 +73,11 @@ func Round(ctx context.Context, l *lab.Lab, seed uint64, say func(string, ...any
 	r.Findings = append(r.Findings, checkMissing(r.Ops)...)
 	end := NewFinal(l, r.Ops, seed)
 	defer end.Close()
-	var found []string
-	r.Settled, found = end.Settle(ctx)
+	var late, found []string
+	r.Settled, late, found = end.Settle(ctx)
+	if r.Settled > unusual {
+		say("it took %v until this was no longer so:\n  %s", r.Settled.Round(time.Millisecond), strings.Join(late, "\n  "))
+	}
 	r.Findings = append(r.Findings, found...)
 	r.Findings = append(r.Findings, end.Writers(ctx, writers)...)
 	r.Findings = append(r.Findings, end.Again(ctx)...)
