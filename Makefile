@@ -11,6 +11,10 @@ SUDO       := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 RACE       ?= -race
 # Packages whose tests need nothing but Go, and those that need root and Linux.
 TESTFLAGS  ?= -shuffle=on -timeout 15m
+# Whole clusters in fake time run without the race detector: its runtime fails its
+# own checks there about once in five runs (ThreadSanitizer: CHECK failed:
+# tsan_rtl.cpp:346, or a fault inside it). By hand: go test -race ./cluster/membership
+FAKETIME   := /cluster/(membership|clustertest)$$
 
 export CGO_ENABLED = 1
 
@@ -45,7 +49,8 @@ test: setup build bin/webapp bin/mkimage test-unit test-integration ## Every tes
 
 test-unit: $(SUPERVISOR) ## Tables, properties, whole clusters in memory, and the parts on this kernel
 	$(GO) vet -tags '$(TAGS)' ./...
-	$(GO) test -tags '$(TAGS)' $(RACE) $(TESTFLAGS) $$($(GO) list ./... | grep -v /integration)
+	$(GO) test -tags '$(TAGS)' $(RACE) $(TESTFLAGS) $$($(GO) list ./... | grep -vE '/integration|$(FAKETIME)')
+	$(GO) test -tags '$(TAGS)' $(TESTFLAGS) $$($(GO) list ./... | grep -E '$(FAKETIME)')
 
 test-integration: build bin/webapp bin/mkimage ## Real agents in namespaces, real clients
 	$(GO) test -tags '$(TAGS)' $(TESTFLAGS) -p 1 -v ./integration/...

@@ -83,8 +83,10 @@ func (c *chaser) Read(b []byte) (int, error) {
 type ahead struct {
 	stop context.CancelFunc
 	done chan struct{} // closed: st and err are set
-	st   *staged
 	err  error
+
+	mu sync.Mutex // of st once done: a load that fails drops what a layer of it takes
+	st *staged
 }
 
 // unpackAhead unpacks a file while it grows, and calls ended then. It needs no worker:
@@ -110,6 +112,8 @@ func (s *Store) unpackAhead(ctx context.Context, g *growing, ended func()) *ahea
 // reason will be found again when it is known to matter.
 func (a *ahead) take() *staged {
 	<-a.done
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	st := a.st
 	a.st = nil
 	return st
@@ -179,7 +183,10 @@ func (as *aheads) diff(blob digest.Digest) digest.Digest {
 	if a == nil {
 		return ""
 	}
-	if <-a.done; a.st == nil {
+	<-a.done
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.st == nil {
 		return ""
 	}
 	return a.st.diff
