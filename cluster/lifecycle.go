@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -164,8 +165,17 @@ func (r *Router) RenameContainer(ctx context.Context, id, name string) error {
 		if i, e := e.InspectContainer(back, c.ID, api.InspectOptions{}); e == nil && i.Name == "/"+name {
 			return nil
 		}
+		if errdefs.IsUnavailable(err) {
+			r.log.Info("a node will hear of a container's name later", "container", c.ID, "name", name, "error", err)
+			return nil // its publisher sees to that
+		}
 		_, undone := r.store.Propose(back, catalog.RenameContainer{ID: c.ID, Name: c.Name, From: name})
-		return errors.Join(err, undone)
+		if undone != nil {
+			// The class stays that of the failure: the refusal to undo doesn't mean
+			// that nothing happened.
+			return fmt.Errorf("%w; its name stays %s: %v", err, name, undone)
+		}
+		return err
 	})
 }
 

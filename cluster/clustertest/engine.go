@@ -26,6 +26,8 @@ type Host struct {
 	*apitest.Fake
 	// BeforeCreate, if set, is called before a container is made.
 	BeforeCreate func(name string)
+	// FailRename, if set, is what renaming ends with.
+	FailRename error
 
 	hosts *Hosts
 	id    string
@@ -37,6 +39,14 @@ func (h *Host) CreateContainer(ctx context.Context, o api.CreateOptions) (contai
 		h.BeforeCreate(o.Name)
 	}
 	return h.Fake.CreateContainer(ctx, o)
+}
+
+// RenameContainer implements api.Containers.
+func (h *Host) RenameContainer(ctx context.Context, id, name string) error {
+	if h.FailRename != nil {
+		return h.FailRename
+	}
+	return h.Fake.RenameContainer(ctx, id, name)
 }
 
 // NewHosts makes an empty set. reach says whether a host can fetch from another.

@@ -277,3 +277,30 @@ func TestRemovedWhileBeingMade(t *testing.T) {
 		})
 	}
 }
+
+// TestRenameThatTheNodeDoesNotHear: the catalog decides about names. A node that refuses
+// is obeyed, one that is away follows later.
+func TestRenameThatTheNodeDoesNotHear(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		nodes := l.Form(t.Context(), "a", "b", "c")
+		load(t, nodes[0].Engine())
+		id := run(t, nodes[0].Engine(), "x1", "constraint:node==node-b")
+		cluster := func() string {
+			c, err := nodes[0].Reader().View().Container(id)
+			require.NoError(t, err)
+			return c.Name
+		}
+		nodes[1].Host.FailRename = api.Internal("the disk is full")
+		require.ErrorContains(t, nodes[0].Engine().RenameContainer(t.Context(), id, "x2"), "the disk is full")
+		require.Equal(t, "x1", cluster())
+		nodes[1].Host.FailRename = api.Unavailable("connection reset by peer")
+		require.NoError(t, nodes[0].Engine().RenameContainer(t.Context(), id, "x2"))
+		require.Equal(t, "x2", cluster())
+		nodes[1].Host.FailRename = nil
+		<-time.After(time.Minute)
+		i, err := nodes[1].Host.InspectContainer(t.Context(), id, api.InspectOptions{})
+		require.NoError(t, err)
+		require.Equal(t, "/x2", i.Name)
+		require.Equal(t, "x2", cluster())
+	})
+}
