@@ -108,6 +108,7 @@ func TestPushAndPullOfTheCluster(t *testing.T) {
 
 		// The registry that c reaches knows a newer one.
 		newer := apitest.Archive(t, "app:1", ocispec.ImageConfig{Cmd: []string{"/new"}})
+		before, _ := nodes[2].Reader().View().Ref("app:1")
 		require.NoError(t, nodes[2].Host.Serve("app:1", newer))
 		drain := func(n *clustertest.Node) {
 			s, err := n.Engine().PullImage(t.Context(), api.PullOptions{Ref: "app:1"})
@@ -118,6 +119,11 @@ func TestPushAndPullOfTheCluster(t *testing.T) {
 		}
 		drain(nodes[2])
 		for _, n := range nodes {
+			// Who pulled sees it at once, the others a moment later.
+			n.Until(t.Context(), t, "app:1 is another image", func(v catalog.View) bool {
+				now, ok := v.Ref("app:1")
+				return ok && now.Digest != before.Digest && len(v.Holders(now.Digest)) > 0
+			})
 			now, err := n.Engine().InspectImage(t.Context(), "app:1", api.ImageInspectOptions{})
 			require.NoError(t, err)
 			require.NotEqual(t, old.ID, now.ID)
