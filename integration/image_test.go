@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,7 +23,7 @@ func uniqueImage(t *testing.T, ref string) (archive string) {
 	archive = filepath.Join(dir, "image.tar")
 	root, err := filepath.Abs("..")
 	require.NoError(t, err)
-	out, err := exec.Command(filepath.Join(root, "bin/mkimage"), "-o", archive, "-ref", ref, "-cmd", "/web", "-pad", "3MiB",
+	out, err := exec.Command(filepath.Join(root, "bin/mkimage"), "-o", archive, "-ref", ref, "-cmd", "/web", "-pad", "4MiB", "-seed", fmt.Sprint(crc32.ChecksumIEEE([]byte(t.Name()+ref))),
 		"/web="+filepath.Join(root, "bin/webapp"), "/note="+note).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	return archive
