@@ -45,6 +45,8 @@ var appliers = map[Kind]applier{
 	KindPutImages:       decoded(putImages),
 	KindSetRef:          decoded(setRef),
 	KindDropRef:         decoded(dropRef),
+	KindSetPrivate:      decoded(setPrivate),
+	KindDropPrivate:     decoded(dropPrivate),
 }
 
 // corruptError is a command that no replica of this version can read, or a table
@@ -175,6 +177,9 @@ func removeNode(t tx, c RemoveNode) (Result, error) {
 		if err := drop(t, tableImage, i); err != nil {
 			return Result{}, err
 		}
+	}
+	if err := leaveAll(t, n.ID); err != nil {
+		return Result{}, err
 	}
 	if err := drop(t, tableSeq, &nodeSeq{NodeID: n.ID}); err != nil {
 		return Result{}, err

@@ -28,6 +28,11 @@ func putImages(t tx, c PutImages) (Result, error) {
 		if err := put(t, tableImage, &img); err != nil {
 			return Result{}, err
 		}
+		for _, name := range img.Summary.RepoTags {
+			if err := passOn(t, name, img.Digest, img.Summary.ID, false); err != nil {
+				return Result{}, err
+			}
+		}
 	}
 	lost := c.Gone
 	if c.Full {
@@ -48,6 +53,13 @@ func putImages(t tx, c PutImages) (Result, error) {
 func setRef(t tx, c SetRef) (Result, error) {
 	if c.Ref.Name == "" || c.Ref.Digest == "" {
 		return Result{}, api.InvalidArgument("a reference needs a name and a digest")
+	}
+	id := ""
+	if i, ok := first[Image](t.Txn, tableImage, "digest", c.Ref.Digest); ok {
+		id = i.Summary.ID
+	}
+	if err := passOn(t, c.Ref.Name, c.Ref.Digest, id, true); err != nil {
+		return Result{}, err
 	}
 	return Result{}, put(t, tableRef, &c.Ref)
 }

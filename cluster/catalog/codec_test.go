@@ -18,7 +18,7 @@ func someBatch(t testing.TB) []entry {
 	t.Helper()
 	at := time.Unix(1700000000, 123).UTC()
 	var batch []entry
-	for _, c := range []Command{SetRef{Ref{"a:1", "d"}}, RemoveNode{"n"}, SetSecret{"s"}} {
+	for _, c := range []Command{SetRef{Ref{"a:1", "d"}}, RemoveNode{"n"}, SetSecret{"s"}, SetPrivate{Private{Digest: "d", Nodes: []string{"n"}}}} {
 		e, err := newEntry(c, at, 7)
 		require.NoError(t, err)
 		batch = append(batch, e)
@@ -121,6 +121,7 @@ func TestSnapshotDamage(t *testing.T) {
 	s := NewState()
 	for _, c := range []Command{
 		SetSettings{Name: "c", Subnet: DefaultSubnet}, PutNode{Node{ID: "n", Name: "n"}},
+		SetPrivate{Private{Digest: "d", ID: "i", Names: []string{"a:1"}, Nodes: []string{"n"}, Tags: []string{"zone=eu"}}},
 		ClaimContainer{ID: "c1", Name: "x1", NodeID: "n", Ports: []Port{{HostPort: 80, ContainerPort: 80}}},
 	} {
 		_, err := s.Propose(t.Context(), c)
@@ -143,8 +144,10 @@ func TestSnapshotDamage(t *testing.T) {
 
 func FuzzSnapshot(f *testing.F) {
 	s := NewState()
-	_, err := s.Propose(f.Context(), SetRef{Ref{"a", "d"}})
-	require.NoError(f, err)
+	for _, c := range []Command{SetRef{Ref{"a", "d"}}, SetPrivate{Private{Digest: "d", Names: []string{"a"}, Tags: []string{"zone=eu"}}}} {
+		_, err := s.Propose(f.Context(), c)
+		require.NoError(f, err)
+	}
 	var b bytes.Buffer
 	require.NoError(f, writeSnapshot(&b, s.view()))
 	f.Add(b.Bytes())

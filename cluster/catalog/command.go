@@ -31,6 +31,8 @@ const (
 	KindPutImages       Kind = 14
 	KindSetRef          Kind = 15
 	KindDropRef         Kind = 16
+	KindSetPrivate      Kind = 17
+	KindDropPrivate     Kind = 18
 )
 
 // Command is one change of the catalog. All commands are idempotent: a caller
@@ -52,7 +54,7 @@ type SetSecret struct{ Secret string }
 // keys are added) and the time it joined. A taken name is a Conflict.
 type PutNode struct{ Node Node }
 
-// RemoveNode forgets a node with its containers, claims and images.
+// RemoveNode forgets a node with its containers, claims, images and rights.
 type RemoveNode struct{ ID string }
 
 // NodeTags edits a node's tags.
@@ -131,6 +133,13 @@ type SetRef struct{ Ref Ref }
 // DropRef forgets a name; if Digest is set, only if that is what it means.
 type DropRef struct{ Name, Digest string }
 
+// SetPrivate makes an image private, in place of what was said of it before. Nodes that
+// aren't in the cluster are NotFound.
+type SetPrivate struct{ Private Private }
+
+// DropPrivate makes an image, by its digest or its ID, one that every node may hold.
+type DropPrivate struct{ Digest, ID string }
+
 // Kind implements Command, here and below.
 func (SetSettings) Kind() Kind     { return KindSetSettings }
 func (SetSecret) Kind() Kind       { return KindSetSecret }
@@ -148,6 +157,8 @@ func (ContainerTags) Kind() Kind   { return KindContainerTags }
 func (PutImages) Kind() Kind       { return KindPutImages }
 func (SetRef) Kind() Kind          { return KindSetRef }
 func (DropRef) Kind() Kind         { return KindDropRef }
+func (SetPrivate) Kind() Kind      { return KindSetPrivate }
+func (DropPrivate) Kind() Kind     { return KindDropPrivate }
 
 // Result is what a command answered.
 type Result struct {

@@ -28,7 +28,7 @@ func anyCommand(t *rapid.T) Command {
 	})
 	seq := rapid.Uint64Range(1, 9).Draw(t, "seq")
 	state := rapid.SampledFrom([]container.ContainerState{"created", "running", "exited"})
-	switch Kind(rapid.IntRange(1, int(KindDropRef)).Draw(t, "kind")) {
+	switch Kind(rapid.IntRange(1, int(KindDropPrivate)).Draw(t, "kind")) {
 	case KindSetSettings:
 		return SetSettings{Name: name, Subnet: DefaultSubnet}
 	case KindSetSecret:
@@ -61,6 +61,10 @@ func anyCommand(t *rapid.T) Command {
 		return PutImages{NodeID: node, Seq: seq, Full: seq%2 == 0, Images: []Image{{Digest: name, Summary: image.Summary{ID: name}}}, Gone: []string{"x1"}}
 	case KindSetRef:
 		return SetRef{Ref{name, id}}
+	case KindSetPrivate:
+		return SetPrivate{Private{Digest: name, ID: rapid.SampledFrom([]string{"", name, id}).Draw(t, "of"), Names: []string{few("x").Draw(t, "named")}, Nodes: []string{node}, Tags: []string{"k1=v1"}}}
+	case KindDropPrivate:
+		return DropPrivate{Digest: name}
 	default:
 		return DropRef{Name: name, Digest: rapid.SampledFrom([]string{"", id}).Draw(t, "digest")}
 	}
@@ -119,6 +123,16 @@ func consistent(t *rapid.T, s *State) {
 		nodes[n.ID] = true
 		require.Empty(t, subnets[n.Subnet.String()], "a slice has two nodes")
 		subnets[n.Subnet.String()] = n.ID
+	}
+	passing := map[string]bool{}
+	for _, p := range v.Private() {
+		for _, n := range p.Nodes {
+			require.True(t, nodes[n], "image %s is private to a node that is gone", p.Digest)
+		}
+		for _, n := range p.Names {
+			require.False(t, passing[n], "name %s is in two records", n)
+			passing[n] = true
+		}
 	}
 	for _, c := range v.Containers() {
 		require.Empty(t, names[c.Name], "name %s has two containers", c.Name)

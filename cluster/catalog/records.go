@@ -88,6 +88,8 @@ type View interface {
 	Ref(name string) (Ref, bool)
 	// Holders are the nodes that hold the image with that digest whole.
 	Holders(digest string) []Node
+	// Private are the images that only some nodes may hold, by digest.
+	Private() []Private
 }
 
 // Reader gives views and says when they changed.

@@ -20,6 +20,7 @@ const (
 	tableSeq       = "seq"
 	tableGone      = "gone"
 	tableSettings  = "settings"
+	tablePrivate   = "private"
 )
 
 // portClaim is the right of one container to one port.
@@ -104,6 +105,7 @@ func schema() *memdb.DBSchema {
 			"node":   func(i *Image) string { return i.NodeID },
 		}),
 		table(tableRef, func(r *Ref) string { return r.Name }, nil),
+		table(tablePrivate, func(p *Private) string { return p.Digest }, nil),
 		table(tableSeq, func(s *nodeSeq) string { return s.NodeID }, nil),
 		table(tableGone, func(g *gone) string { return g.ID },
 			map[string]key[gone]{"order": func(g *gone) string { return orderKey(g.Order) }}),

@@ -52,6 +52,7 @@ func storedTables() []stored {
 		storedTable[Ref](6, tableRef),
 		storedTable[nodeSeq](7, tableSeq),
 		storedTable[gone](8, tableGone),
+		storedTable[Private](9, tablePrivate),
 	}
 }
 

@@ -19,6 +19,7 @@ type view struct {
 	nodes      lazy[[]Node]
 	containers lazy[[]Container]
 	images     lazy[[]Image]
+	private    lazy[[]Private]
 }
 
 // lazy is a value computed once.
@@ -127,6 +128,10 @@ func (v *view) Holders(digest string) []Node {
 		}
 	}
 	return ns
+}
+
+func (v *view) Private() []Private {
+	return v.private.get(func() []Private { return list[Private](v.db.Txn(false), tablePrivate, "id_prefix", "") })
 }
 
 func (v *view) settings() (SetSettings, bool) {

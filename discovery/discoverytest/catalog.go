@@ -155,5 +155,6 @@ func (v *view) Container(ref string) (catalog.Container, error) {
 
 func (v *view) Ref(string) (catalog.Ref, bool) { return catalog.Ref{}, false }
 func (v *view) Holders(string) []catalog.Node  { return nil }
+func (v *view) Private() []catalog.Private     { return nil }
 
 var _ catalog.Reader = (*Catalog)(nil)

@@ -102,6 +102,9 @@ func (s snapshot) Container(ref string) (catalog.Container, error) {
 // Ref is not part of what is sent.
 func (s snapshot) Ref(string) (catalog.Ref, bool) { return catalog.Ref{}, false }
 
+// Private is not part of what is sent.
+func (s snapshot) Private() []catalog.Private { return nil }
+
 // Holders are the nodes that say they hold the digest.
 func (s snapshot) Holders(digest string) []catalog.Node {
 	var out []catalog.Node
