@@ -33,6 +33,9 @@ type PeersConfig struct {
 	// Lister, makes every blob move whole.
 	Chunks string
 	Logger *slog.Logger // nil discards
+	// Allow, if set, says by a nil error that a peer may have a blob of this node. It is
+	// asked when a session begins and by Review, concurrently, and must not take long.
+	Allow func(ctx context.Context, peerID string, d digest.Digest) error
 	// OnFetched, if set, is told of every blob that was fetched, how many bytes of it
 	// each peer sent, and how long it took. It must not block.
 	OnFetched func(d digest.Digest, size int64, byPeer map[string]int64, took time.Duration)
@@ -52,10 +55,11 @@ type Peers struct {
 	packer   *zstd.Encoder
 	unpacker *zstd.Decoder
 
-	mu      sync.Mutex
-	fetches map[digest.Digest]*fetch
-	served  map[digest.Digest]*served
-	banned  map[string]time.Time
+	mu       sync.Mutex
+	fetches  map[digest.Digest]*fetch
+	served   map[digest.Digest]*served
+	banned   map[string]time.Time
+	sessions map[*session]digest.Digest // that Allow was asked about
 }
 
 var _ Fetcher = (*Peers)(nil)
@@ -67,9 +71,10 @@ func NewPeers(cfg PeersConfig) *Peers {
 	}
 	p := &Peers{
 		cfg: cfg, log: cfg.Logger,
-		fetches: map[digest.Digest]*fetch{},
-		served:  map[digest.Digest]*served{},
-		banned:  map[string]time.Time{},
+		fetches:  map[digest.Digest]*fetch{},
+		served:   map[digest.Digest]*served{},
+		banned:   map[string]time.Time{},
+		sessions: map[*session]digest.Digest{},
 	}
 	if cfg.Chunks != "" {
 		p.recipes = &recipes{dir: cfg.Chunks}

@@ -30,6 +30,7 @@ type node struct {
 	store  *storetest.Store
 	chunks string // where it remembers how blobs are cut
 	peers  *transfer.Peers
+	allow  func(ctx context.Context, peer string, d digest.Digest) error // nil: everybody
 
 	mu    sync.Mutex
 	from  map[string]int64  // of the last fetch
@@ -56,6 +57,12 @@ func newCluster(t *testing.T, ids ...string) *cluster {
 				return n.host.Dial(ctx, peer, transfer.Protocol)
 			},
 			Locator: c,
+			Allow: func(ctx context.Context, peer string, d digest.Digest) error {
+				if n.allow == nil {
+					return nil
+				}
+				return n.allow(ctx, peer, d)
+			},
 			OnFetched: func(_ digest.Digest, _ int64, by map[string]int64, _ time.Duration) {
 				n.mu.Lock()
 				defer n.mu.Unlock()

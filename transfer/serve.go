@@ -52,6 +52,7 @@ func (p *Peers) Serve(ctx context.Context, l net.Listener, store Store) error {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			s := &session{p: p, store: store, conn: conn, peer: conn.RemoteAddr().String(), writing: make(chan struct{}, 1)}
+			defer p.ended(s)
 			if err := s.run(ctx); err != nil && ctx.Err() == nil {
 				p.log.Debug("serve blob", "peer", s.peer, "digest", s.want.digest.String(), "err", err)
 			}
@@ -192,7 +193,10 @@ func (s *session) run(ctx context.Context) error {
 	}
 	s.pieces, _ = countPieces(s.want.size)
 	s.given = newBitmap(s.pieces)
-	if err := s.resolve(ctx); err != nil {
+	if err = s.permit(ctx, s.want.digest); err == nil {
+		err = s.resolve(ctx)
+	}
+	if err != nil {
 		return errors.Join(err, s.write(have{state: stateNone}.encode()))
 	}
 	defer func() {

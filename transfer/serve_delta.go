@@ -16,7 +16,10 @@ func (s *session) serveDelta(ctx context.Context, r *bufio.Reader, body []byte) 
 		return err
 	}
 	s.want = want{digest: d.digest, size: d.size}
-	blob, err := s.store.Open(ctx, d.digest)
+	var blob Blob
+	if err = s.permit(ctx, d.digest); err == nil {
+		blob, err = s.store.Open(ctx, d.digest)
+	}
 	if err == nil {
 		defer blob.Close()
 		if s.p.recipes == nil || blob.Size() != d.size || !worthCutting(blob) {

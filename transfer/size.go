@@ -54,6 +54,9 @@ func (s *session) tellSize(ctx context.Context, body []byte) error {
 		return err
 	}
 	n := noSize
+	if err := s.permit(ctx, d); err != nil {
+		return errors.Join(err, s.write(encodeSize(n)))
+	}
 	if desc, err := s.store.Stat(ctx, d); err == nil {
 		n = uint64(desc.Size)
 	} else if !errdefs.IsNotFound(err) {
