@@ -7,8 +7,8 @@ import (
 	"maps"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -146,13 +146,30 @@ func (p *dirPlace) set(name string, dir int, base string, a attributes) error {
 		return err
 	}
 	if a.kind == unix.S_IFDIR {
-		p.late = append(p.late, dirTime{name, a.times})
+		p.late = append(p.late, dirTime{p.real(name, dir, base), a.times})
 		return nil
 	}
 	if err := unix.UtimesNanoAt(dir, base, a.times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("set time: %w", err)
 	}
 	return nil
+}
+
+// real is a directory's path without symbolic links, which later entries may replace.
+func (p *dirPlace) real(name string, dir int, base string) string {
+	root, err := os.Readlink(procPath(int(p.root.Fd()), ""))
+	if err != nil {
+		return name
+	}
+	at, err := os.Readlink(procPath(dir, ""))
+	if err != nil { // longer than the kernel says
+		return name
+	}
+	rel, inside := strings.CutPrefix(at, root)
+	if !inside {
+		return name
+	}
+	return path.Join(".", rel, base)
 }
 
 // xattrs sets extended attributes. Those the file system doesn't take are skipped,
@@ -174,6 +191,10 @@ func (p *dirPlace) xattrs(xs []xattr, set func(string, []byte) error) error {
 
 func (p *dirPlace) hide(dir int) error {
 	return unix.Setxattr(procPath(dir, "."), opaqueXattr, []byte("y"), 0)
+}
+
+func (p *dirPlace) veil(dir int) error {
+	return unix.Setxattr(procPath(dir, "."), originXattr, nil, 0)
 }
 
 // replaced says whether an error means that a directory is none any more: a later
@@ -205,15 +226,6 @@ func (p *dirPlace) seal() error {
 	return nil
 }
 
-func (p *dirPlace) descend(name string) (bool, bool, error) {
-	f, hidden, err := descend(p.path, name)
-	if f == nil || err != nil {
-		return false, false, err
-	}
-	f.Close()
-	return true, hidden, nil
-}
-
 func (p *dirPlace) inherit(name string, from *os.File) error {
 	to, err := openBelow(p.path, name)
 	if replaced(err) {
@@ -224,20 +236,6 @@ func (p *dirPlace) inherit(name string, from *os.File) error {
 	}
 	defer to.Close()
 	return copyAttributes(int(from.Fd()), int(to.Fd()))
-}
-
-// unmark keeps the directory's time.
-func (p *dirPlace) unmark(name string) error {
-	return within(p.path, path.Dir(name), func(d string) error {
-		var st unix.Stat_t
-		if err := unix.Stat(d, &st); err != nil {
-			return err
-		}
-		if err := removeMark(filepath.Join(d, path.Base(name))); err != nil {
-			return err
-		}
-		return unix.UtimesNanoAt(unix.AT_FDCWD, d, []unix.Timespec{st.Atim, st.Mtim}, 0)
-	})
 }
 
 func (p *dirPlace) finish() error { return nil }

@@ -321,10 +321,10 @@ func (x *extractor) directory(fd int, base, name string, a attributes) error {
 		if mode, _, e := x.to.stat(fd, base); e != nil || mode&unix.S_IFMT != unix.S_IFDIR {
 			return err
 		}
-		delete(x.made, name)
 	} else if err != nil {
 		return err
 	}
+	delete(x.made, name)
 	if _, ok := x.gone[name]; ok {
 		if err := x.opaque(name); err != nil { // it replaces what the whiteout removed
 			return err

@@ -247,7 +247,7 @@ func TestDirectoriesWithoutEntryInherit(t *testing.T) {
 	for _, p := range []place{dir, img} {
 		out, _, err := unpackTo(context.Background(), bytes.NewReader(b), p, Limits{}.withDefaults(), true, nil)
 		require.NoError(t, err)
-		require.NoError(t, settle(p, below, out, true))
+		require.NoError(t, settle(p, below, out))
 		require.NoError(t, p.finish())
 		require.NoError(t, p.Close())
 	}

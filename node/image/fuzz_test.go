@@ -85,7 +85,7 @@ func FuzzExtractToImage(f *testing.F) {
 		limits := Limits{LayerBytes: 1 << 20, LayerEntries: 1000}
 		out, _, err := unpackTo(context.Background(), bytes.NewReader(b), img, limits, true, nil)
 		if err == nil {
-			require.NoError(t, settle(img, lowers{}, out, true))
+			require.NoError(t, settle(img, lowers{}, out))
 			require.NoError(t, img.finish())
 			fi, err := os.Stat(filepath.Join(dir, "image"))
 			require.NoError(t, err)

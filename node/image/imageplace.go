@@ -23,6 +23,7 @@ type imagePlace struct {
 	w       *erofs.Writer
 	room    *share
 	hidden  map[erofs.ID]struct{} // opaque directories
+	veiled  map[erofs.ID]struct{} // directories with whiteouts
 	skipped map[string]struct{}
 }
 
@@ -32,7 +33,7 @@ func newImagePlace(path string, room *share) (*imagePlace, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &imagePlace{f: &reopened{path: path, f: f}, room: room, hidden: map[erofs.ID]struct{}{}, skipped: map[string]struct{}{}}
+	p := &imagePlace{f: &reopened{path: path, f: f}, room: room, hidden: map[erofs.ID]struct{}{}, veiled: map[erofs.ID]struct{}{}, skipped: map[string]struct{}{}}
 	p.w = erofs.New(p.f, erofs.Options{Reserve: room.take})
 	return p, nil
 }
@@ -236,37 +237,30 @@ func (p *imagePlace) hide(dir int) error {
 	return nil
 }
 
+func (p *imagePlace) veil(dir int) error {
+	p.veiled[erofs.ID(dir)] = struct{}{}
+	return nil
+}
+
 func (p *imagePlace) seal() error { return errors.Join(p.w.Flush(), p.f.Close()) }
 
 // walk finds what has a path, without following any symbolic link.
-func (p *imagePlace) walk(name string) (id erofs.ID, hidden, ok bool) {
-	_, hidden = p.hidden[erofs.Root]
+func (p *imagePlace) walk(name string) (id erofs.ID, ok bool) {
 	for part := range strings.SplitSeq(name, "/") {
 		if part == "." {
 			continue
 		}
 		next, err := p.w.Lookup(id, part)
 		if err != nil {
-			return 0, false, false
+			return 0, false
 		}
 		id = next
-		if _, here := p.hidden[id]; here {
-			hidden = true
-		}
 	}
-	return id, hidden, true
-}
-
-func (p *imagePlace) descend(name string) (bool, bool, error) {
-	id, hidden, ok := p.walk(name)
-	if !ok || p.w.Mode(id)&unix.S_IFMT != unix.S_IFDIR {
-		return false, false, nil
-	}
-	return true, hidden, nil
+	return id, true
 }
 
 func (p *imagePlace) inherit(name string, from *os.File) error {
-	id, _, ok := p.walk(name)
+	id, ok := p.walk(name)
 	if !ok || p.w.Mode(id)&unix.S_IFMT != unix.S_IFDIR {
 		return nil
 	}
@@ -289,21 +283,15 @@ func (p *imagePlace) inherit(name string, from *os.File) error {
 	return p.attr(id, a)
 }
 
-func (p *imagePlace) unmark(name string) error {
-	dir, _, ok := p.walk(path.Dir(name))
-	if !ok {
-		return nil
-	}
-	if id, err := p.w.Lookup(dir, path.Base(name)); err != nil || !p.w.Whiteout(id) {
-		return nil // replaced later in the archive
-	}
-	return p.w.Remove(dir, path.Base(name))
-}
-
 // finish writes the tree. What Close then closes is a whole image.
 func (p *imagePlace) finish() error {
 	for id := range p.hidden {
 		if err := p.w.AddXattr(id, erofs.Xattr{Name: opaqueXattr, Value: "y"}); err != nil {
+			return tooLarge(err)
+		}
+	}
+	for id := range p.veiled {
+		if err := p.w.AddXattr(id, erofs.Xattr{Name: originXattr}); err != nil {
 			return tooLarge(err)
 		}
 	}

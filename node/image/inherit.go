@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -19,10 +18,8 @@ type lowers struct {
 
 // settle makes a layer fit what is below it: directories that its archive left out
 // are what the layers below say of them, because an overlay shows the topmost layer's
-// owner, mode and times; and whiteouts that hide nothing, because no layer below has
-// their directory, lose their marks, because overlayfs lists the files of such a
-// directory as they are.
-func settle(p place, below lowers, out extracted, mark bool) error {
+// owner, mode and times.
+func settle(p place, below lowers, out extracted) error {
 	for _, name := range out.implicit {
 		from, err := mergedWith(below, name)
 		if err != nil {
@@ -37,52 +34,7 @@ func settle(p place, below lowers, out extracted, mark bool) error {
 			return fmt.Errorf("take over %q: %w", clip(name), err)
 		}
 	}
-	if !mark {
-		return nil
-	}
-	return pruneWhiteouts(p, below, out.whiteouts)
-}
-
-func pruneWhiteouts(p place, below lowers, whiteouts []string) error {
-	merged := map[string]bool{}
-	for _, name := range whiteouts {
-		d := path.Dir(name)
-		if _, known := merged[d]; !known {
-			found, hidden, err := p.descend(d)
-			if err != nil || !found {
-				continue // replaced later in the archive
-			}
-			if hidden {
-				merged[d] = false
-			} else if from, err := mergedWith(below, d); err != nil {
-				return fmt.Errorf("look up %q: %w", clip(d), err)
-			} else if from != nil {
-				from.Close()
-				merged[d] = true
-			}
-		}
-		if merged[d] {
-			continue
-		}
-		if err := p.unmark(name); err != nil {
-			return fmt.Errorf("prune whiteout of %q: %w", clip(name), err)
-		}
-	}
 	return nil
-}
-
-// removeMark removes a whiteout's mark; what replaced it later in the archive stays.
-func removeMark(path string) error {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); errors.Is(err, unix.ENOENT) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
-		return nil
-	}
-	return unix.Unlink(path)
 }
 
 // mergedWith finds the nearest directory below that an overlay merges with a layer's

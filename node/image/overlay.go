@@ -128,7 +128,7 @@ func (s *Store) probeOverlay() bool {
 // below are removed, and looks.
 func tryOverlay(dir string) error {
 	at := func(elem ...string) string { return filepath.Join(append([]string{dir}, elem...)...) }
-	for _, d := range []string{"low/d", "top/d", "upper", "work", "merged"} {
+	for _, d := range []string{"low/d", "top/d", "top/alone", "upper", "work", "merged"} {
 		if err := os.MkdirAll(at(d), 0o755); err != nil {
 			return err
 		}
@@ -138,8 +138,13 @@ func tryOverlay(dir string) error {
 			return err
 		}
 	}
-	if err := unix.Mknod(at("top/f"), unix.S_IFCHR, 0); err != nil {
-		return fmt.Errorf("make a whiteout: %w", err)
+	for _, f := range []string{"top/f", "top/alone/f"} {
+		if err := unix.Mknod(at(f), unix.S_IFCHR, 0); err != nil {
+			return fmt.Errorf("make a whiteout: %w", err)
+		}
+	}
+	if err := unix.Setxattr(at("top/alone"), originXattr, nil, 0); err != nil {
+		return fmt.Errorf("mark a directory with whiteouts: %w", err)
 	}
 	if err := unix.Setxattr(at("top/d"), opaqueXattr, []byte("y"), 0); err != nil {
 		return fmt.Errorf("mark a directory opaque: %w", err)
@@ -153,6 +158,13 @@ func tryOverlay(dir string) error {
 		if _, err := os.Lstat(at(f)); err == nil {
 			return fmt.Errorf("overlayfs shows what a whiteout removed")
 		}
+	}
+	listed, err := os.ReadDir(at("merged/alone"))
+	if err != nil {
+		return err
+	}
+	if len(listed) > 0 {
+		return errors.New("overlayfs lists a whiteout")
 	}
 	return os.WriteFile(at("merged/d/new"), nil, 0o600)
 }

@@ -40,18 +40,15 @@ type place interface {
 	set(name string, dir int, base string, a attributes) error
 	// hide marks a directory as showing nothing of the layers below.
 	hide(dir int) error
+	// veil marks a directory as having whiteouts among its files.
+	veil(dir int) error
 	// seal ends the archive: no more entries come.
 	seal() error
 
 	// What follows is used once the layers below are known. Names are paths without
 	// symbolic links; what was replaced by something else is passed over.
 
-	// descend looks for a directory. hidden says that nothing of the layers below
-	// shows there.
-	descend(name string) (found, hidden bool, err error)
 	inherit(name string, from *os.File) error
-	// unmark removes a whiteout's mark.
-	unmark(name string) error
 
 	// finish makes the layer whole. Close alone leaves it unusable.
 	finish() error

@@ -386,7 +386,7 @@ func (s *Store) commitLayer(st *staged, ref layerRef, below []layerRef) error {
 	user := s.mounts.temporary()
 	defer s.mounts.leave(user)
 	at := func(i int) (string, error) { return s.use(user, below[len(below)-1-i].Chain) }
-	if err := settle(st.to, lowers{len(below), at}, st.out, s.overlay); err != nil {
+	if err := settle(st.to, lowers{len(below), at}, st.out); err != nil {
 		return fmt.Errorf("unpack layer %s: %w", ref.Diff, err)
 	}
 	if err := st.to.finish(); err != nil {

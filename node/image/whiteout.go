@@ -20,6 +20,11 @@ const (
 // opaqueXattr marks a directory for overlayfs as hiding those below.
 const opaqueXattr = "trusted.overlay.opaque"
 
+// originXattr, even empty, tells overlayfs that a directory may hold whiteouts. Without
+// it a directory that no other layer has is listed as it is, its whiteouts as names
+// that can't be opened (Linux 4.15: "no direct iteration for dir with origin xattr").
+const originXattr = "trusted.overlay.origin"
+
 // whiteoutKind says what a name in a layer means.
 type whiteoutKind int
 
@@ -83,6 +88,9 @@ func (x *extractor) whiteout(name string) error {
 	x.out.whiteouts = append(x.out.whiteouts, name)
 	if !x.mark {
 		return nil
+	}
+	if err := x.to.veil(fd); err != nil {
+		return fmt.Errorf("mark whiteouts: %w", err)
 	}
 	err = x.to.mknod(unix.S_IFCHR, 0, 0, fd, base)
 	if !errors.Is(err, unix.EEXIST) {
