@@ -292,25 +292,32 @@ func (p *Publisher) differs(found map[string]catalog.Container) bool {
 	return listed != len(found)
 }
 
-// send proposes one report. One that comes out as stale is sent again with the next
+// inTurn proposes one report. One that comes out as stale is made again with the next
 // number: an earlier report had its number, whose answer was lost.
-func (p *Publisher) send(ctx context.Context, changed []catalog.Container, gone []string, full bool) error {
-	if len(changed)+len(gone) == 0 && !full {
-		return nil
-	}
+func (p *Publisher) inTurn(ctx context.Context, next func() (uint64, catalog.Command)) error {
 	for {
-		last, _ := p.store.Seq(p.node)
-		c := catalog.PutContainers{NodeID: p.node, Seq: last + 1, Full: full, Containers: changed, Gone: gone}
+		seq, c := next()
 		res, err := p.store.Propose(ctx, c)
-		if err != nil {
+		if err != nil || res.Seq == seq {
 			return err
-		}
-		if res.Seq == c.Seq {
-			break
 		}
 		if err := p.store.Wait(ctx, res.Index-1); err != nil {
 			return err
 		}
+	}
+}
+
+// send proposes a report of containers.
+func (p *Publisher) send(ctx context.Context, changed []catalog.Container, gone []string, full bool) error {
+	if len(changed)+len(gone) == 0 && !full {
+		return nil
+	}
+	err := p.inTurn(ctx, func() (uint64, catalog.Command) {
+		last, _ := p.store.Seq(p.node)
+		return last + 1, catalog.PutContainers{NodeID: p.node, Seq: last + 1, Full: full, Containers: changed, Gone: gone}
+	})
+	if err != nil {
+		return err
 	}
 	if full {
 		clear(p.said)
@@ -372,19 +379,12 @@ func (p *Publisher) publishImages(ctx context.Context) error {
 	if len(changed)+len(gone) == 0 && !full {
 		return nil
 	}
-	for {
+	err = p.inTurn(ctx, func() (uint64, catalog.Command) {
 		_, last := p.store.Seq(p.node)
-		c := catalog.PutImages{NodeID: p.node, Seq: last + 1, Full: full, Images: changed, Gone: gone}
-		res, err := p.store.Propose(ctx, c)
-		if err != nil {
-			return err
-		}
-		if res.Seq == c.Seq {
-			break
-		}
-		if err := p.store.Wait(ctx, res.Index-1); err != nil {
-			return err
-		}
+		return last + 1, catalog.PutImages{NodeID: p.node, Seq: last + 1, Full: full, Images: changed, Gone: gone}
+	})
+	if err != nil {
+		return err
 	}
 	p.images = now
 	return nil
