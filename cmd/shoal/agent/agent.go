@@ -143,6 +143,11 @@ func (a *Agent) build(ctx context.Context) (err error) {
 	if err := a.buildNetwork(data("network")); err != nil {
 		return fmt.Errorf("the containers' network: %w", err)
 	}
+	if a.cfg.Runtime.FavorDynMods {
+		if err := supervisor.FavorDynMods(); err != nil {
+			a.log.Warn("containers start without favordynmods", "error", err)
+		}
+	}
 	runtime, err := supervisor.Connect(ctx, supervisor.Config{Dir: data("supervisor"), RunDir: a.cfg.Run, Logger: a.log})
 	if err != nil {
 		return err

@@ -49,6 +49,7 @@ type Config struct {
 	Transport   Transport `toml:"transport"`
 	Registry    Registry  `toml:"registry"`
 	Log         Log       `toml:"log"`
+	Runtime     Runtime   `toml:"runtime"`
 	// Distribution serves images to docker push, podman, skopeo and containerd.
 	Distribution Distribution `toml:"distribution"`
 }
@@ -149,6 +150,14 @@ type Transport struct {
 	Offer bool `toml:"offer"`
 	// Settings are passed on, by plugin: what they mean is the plugin's business.
 	Settings map[string]map[string]string `toml:"settings"`
+}
+
+// Runtime tunes how containers are started.
+type Runtime struct {
+	// FavorDynMods remounts the host's cgroup v2 hierarchy so that moving a process
+	// into a group doesn't wait for the kernel: containers start some 10 ms sooner,
+	// forks and exits get slower. It lasts until the host reboots.
+	FavorDynMods bool `toml:"favordynmods"`
 }
 
 // Log says what is logged to standard error, and how.
