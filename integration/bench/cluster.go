@@ -17,11 +17,11 @@ import (
 // fanoutSize is how much the layers of the image have, give or take the tars' headers.
 const fanoutSize = 128 << 20
 
-// fanout starts a 128 MiB image, held by one node, on seven others at once over
-// links of 200 mbit, and compares with size over rate: no way of copying is faster.
+// fanout starts a 128 MiB image, held by one node, on others at once over links of 200
+// mbit, and compares with size over rate: no way of copying is faster.
 func (b *bench) fanout(ctx context.Context) (err error) {
-	const rate, cold = 200e6, 7
-	l, err := lab.Up(ctx, "/run/shoal-bench", lab.Options{Nodes: cold + 1, Binary: b.shoal, Out: os.Stderr})
+	const rate = 200e6
+	l, err := lab.Up(ctx, "/run/shoal-bench", lab.Options{Nodes: b.cold + 1, Binary: b.shoal, Out: os.Stderr})
 	if err != nil {
 		return err
 	}
@@ -29,27 +29,40 @@ func (b *bench) fanout(ctx context.Context) (err error) {
 	if err := b.must(ctx, l.Socket(1), "load", "-q", "-i", filepath.Join(b.tmp, "big.tar")); err != nil {
 		return err
 	}
-	for n := 1; n <= cold+1; n++ {
+	var agents []int
+	for n := 1; n <= b.cold+1; n++ {
 		if err := l.Shape(n, rate); err != nil {
 			return err
 		}
+		agents = append(agents, l.Pid(n))
 	}
-	took, err := b.startOn(ctx, l, 2, cold+1)
+	idle, err := weighed(agents)
 	if err != nil {
 		return err
 	}
-	warm, err := b.startOn(ctx, l, 2, cold+1)
+	stop := watch(agents...)
+	took, err := b.startOn(ctx, l, 2, b.cold+1)
+	most, unwatched := stop()
+	if err := errors.Join(err, unwatched); err != nil {
+		return err
+	}
+	warm, err := b.startOn(ctx, l, 2, b.cold+1)
 	if err != nil {
 		return err
+	}
+	worst := 0.0
+	for i := range agents[1:] {
+		worst = max(worst, most[i+1]-idle[i+1])
 	}
 	limit := fanoutSize * 8 / float64(rate)
-	b.add(figure{"128 MiB image from one node to seven at once, 200 mbit links, until all containers run", "s", took, limit,
-		"peer: size over rate, the limit of the link; one source serving all seven takes 7 ×; starting the seven again, with the image there, takes " + number(warm) + " s"})
-	sent, err := sentBy(l, "node1", cold+1)
+	b.add(figure{fmt.Sprintf("128 MiB image from one node to %d at once, 200 mbit links, until all containers run", b.cold), "s", took, limit,
+		fmt.Sprintf("peer: size over rate, the limit of the link; one source serving all takes %d ×; starting them again, with the image there, takes %s s", b.cold, number(warm))})
+	sent, err := sentBy(l, "node1", b.cold+1)
 	if err != nil {
 		return err
 	}
 	b.add(figure{"of it, bytes that the source sent", "MiB", sent / (1 << 20), fanoutSize / float64(1<<20), "peer: the image's size; every byte has to leave the source once"})
+	b.add(figure{"memory of a fetching agent over idle, at most", "MiB", worst, memoryGoal, "the worst of them; anonymous memory; peer: the goal; the source's grew by " + number(most[0]-idle[0]) + " MiB"})
 	return nil
 }
 

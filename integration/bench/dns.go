@@ -34,7 +34,7 @@ func (b *bench) dns(ctx context.Context) (err error) {
 	}
 	servers := []string{"127.0.0.1:53"}
 	if path, err := exec.LookPath("dnsmasq"); err == nil {
-		cmd := exec.CommandContext(ctx, b.shoal, "lab", "exec", "--dir", l.Dir(), "1", "--", path, "--keep-in-foreground", "--conf-file=/dev/null",
+		cmd := b.on(ctx, l, 1, path, "--keep-in-foreground", "--conf-file=/dev/null",
 			"--port=5353", "--listen-address=127.0.0.1", "--bind-interfaces", "--no-resolv", "--no-hosts", "--host-record=web,10.77.1.2", "--user=root", "--pid-file=")
 		if err := cmd.Start(); err != nil {
 			return err
@@ -45,7 +45,7 @@ func (b *bench) dns(ctx context.Context) (err error) {
 	rates := make([][]float64, 2)
 	for range 5 {
 		for i, s := range servers {
-			out, err := b.inside(ctx, l, "dnsload", s, "web.").Output()
+			out, err := b.self(ctx, l, 1, "dnsload", s, "web.").Output()
 			if err != nil {
 				return fmt.Errorf("load %s: %w", s, err)
 			}
@@ -62,17 +62,6 @@ func (b *bench) dns(ctx context.Context) (err error) {
 	}
 	b.add(f)
 	return nil
-}
-
-// inside runs this program in a lab node's network.
-func (b *bench) inside(ctx context.Context, l *lab.Lab, args ...string) *exec.Cmd {
-	self, err := os.Executable()
-	if err != nil {
-		self = os.Args[0]
-	}
-	cmd := exec.CommandContext(ctx, b.shoal, append([]string{"lab", "exec", "--dir", l.Dir(), "1", "--", self}, args...)...)
-	cmd.Stderr = os.Stderr
-	return cmd
 }
 
 // dnsLoad counts the answers that a server gives to eight askers in two seconds.

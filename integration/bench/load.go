@@ -133,75 +133,74 @@ func (t *tally) Write(b []byte) (int, error) {
 	return t.Writer.Write(b)
 }
 
+// layer is one to be put into an archive: a file and its diff ID.
+type layer struct {
+	file string
+	diff digest.Digest
+}
+
 // treeArchive writes a docker-save archive of one layer.
-func (b *bench) treeArchive(path string, p packing) (err error) {
-	layer := path + ".layer"
-	diff, err := writeLayer(layer, p)
+func (b *bench) treeArchive(path string, p packing) error {
+	l, err := writeLayer(path+".layer", p, tree)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(layer)
+	defer os.Remove(l.file)
+	return saveArchive(path, "tree:1", nil, l)
+}
+
+// saveArchive writes a docker-save archive of layers, the lowest first.
+func saveArchive(path, ref string, command []string, layers ...layer) error {
+	var diffs []digest.Digest
+	var names []string
+	var entries []entry
+	for i, l := range layers {
+		f, err := os.Open(l.file)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		fi, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		name := fmt.Sprintf("layer%d/layer.tar", i)
+		diffs, names, entries = append(diffs, l.diff), append(names, name), append(entries, entry{name, fi.Size(), f})
+	}
 	cfg, err := json.Marshal(ocispec.Image{
 		Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"},
-		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diff}},
+		Config:   ocispec.ImageConfig{Cmd: command},
+		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: diffs},
 	})
 	if err != nil {
 		return err
 	}
-	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": []string{"tree:1"}, "Layers": []string{"layer/layer.tar"}}})
+	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": []string{ref}, "Layers": names}})
 	if err != nil {
 		return err
 	}
-	in, err := os.Open(layer)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	fi, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	out, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, out.Close()) }()
-	tw := tar.NewWriter(out)
-	for _, m := range []struct {
-		name string
-		size int64
-		r    io.Reader
-	}{
-		{"layer/layer.tar", fi.Size(), in},
-		{"config.json", int64(len(cfg)), bytes.NewReader(cfg)},
-		{"manifest.json", int64(len(manifest)), bytes.NewReader(manifest)},
-	} {
-		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: m.name, Mode: 0o644, Size: m.size}); err != nil {
-			return err
-		}
-		if _, err := io.Copy(tw, m.r); err != nil {
-			return err
-		}
-	}
-	return tw.Close()
+	return writeTar(path, append(entries,
+		entry{"config.json", int64(len(cfg)), bytes.NewReader(cfg)},
+		entry{"manifest.json", int64(len(manifest)), bytes.NewReader(manifest)}))
 }
 
-func writeLayer(path string, p packing) (diff digest.Digest, err error) {
+// writeLayer writes what content writes, packed.
+func writeLayer(path string, p packing, content func(io.Writer) error) (l layer, err error) {
 	f, err := os.Create(path)
 	if err != nil {
-		return "", err
+		return l, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	buffered := bufio.NewWriterSize(f, 1<<20)
 	z, err := p.wrap(buffered)
 	if err != nil {
-		return "", err
+		return l, err
 	}
 	t := &tally{Writer: z, hash: digest.SHA256.Hash()}
-	if err := tree(t); err != nil {
-		return "", err
+	if err := content(t); err != nil {
+		return l, err
 	}
-	return digest.NewDigest(digest.SHA256, t.hash), errors.Join(z.Close(), buffered.Flush())
+	return layer{path, digest.NewDigest(digest.SHA256, t.hash)}, errors.Join(z.Close(), buffered.Flush())
 }
 
 // loaded is what loading and removing took with one engine, in seconds a run.
@@ -269,15 +268,26 @@ func (b *bench) loadOnce(ctx context.Context, socket, archive string, out *loade
 		return err
 	}
 	out.remove = append(out.remove, time.Since(begin).Seconds())
+	if trash != "" {
+		if err := emptied(ctx, trash); err != nil {
+			return err
+		}
+	}
+	out.gone = append(out.gone, time.Since(begin).Seconds())
+	return nil
+}
+
+// emptied waits until nothing is in a directory.
+func emptied(ctx context.Context, dir string) error {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for trash != "" {
-		left, err := os.ReadDir(trash)
+	for {
+		left, err := os.ReadDir(dir)
 		if err != nil {
 			return err
 		}
 		if len(left) == 0 {
-			break
+			return nil
 		}
 		select {
 		case <-tick.C:
@@ -285,6 +295,4 @@ func (b *bench) loadOnce(ctx context.Context, socket, archive string, out *loade
 			return context.Cause(ctx)
 		}
 	}
-	out.gone = append(out.gone, time.Since(begin).Seconds())
-	return nil
 }

@@ -11,28 +11,35 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/shoal-engine/shoal/integration/lab"
 )
 
 // images makes the archives that both engines load.
-func (b *bench) images(root string) error {
-	web := filepath.Join(root, "bin/webapp")
+func (b *bench) images() error {
+	if err := b.mkimage("-o", filepath.Join(b.tmp, "busybox.tar"), "-busybox"); err != nil {
+		return err
+	}
+	return b.noiseImage(filepath.Join(b.tmp, "big.tar"), "big:1", fanoutSize)
+}
+
+func (b *bench) mkimage(args ...string) error {
+	if out, err := exec.Command(filepath.Join(b.root, "bin/mkimage"), args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("make an image: %w: %s", err, out)
+	}
+	return nil
+}
+
+// noiseImage makes an archive of an image of a web server whose layers have size bytes,
+// which nothing compresses.
+func (b *bench) noiseImage(path, ref string, size int64) error {
+	web := filepath.Join(b.root, "bin/webapp")
 	fi, err := os.Stat(web)
 	if err != nil {
 		return err
 	}
-	for _, args := range [][]string{
-		{"-o", filepath.Join(b.tmp, "busybox.tar"), "-busybox"},
-		{"-o", filepath.Join(b.tmp, "big.tar"), "-ref", "big:1", "-cmd", "/web", "-pad", strconv.FormatInt(fanoutSize-fi.Size(), 10), "/web=" + web},
-	} {
-		if out, err := exec.Command(filepath.Join(root, "bin/mkimage"), args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("make an image: %w: %s", err, out)
-		}
-	}
-	return nil
+	return b.mkimage("-o", path, "-ref", ref, "-cmd", "/web", "-pad", strconv.FormatInt(size-fi.Size(), 10), "/web="+web)
 }
 
 func (b *bench) cli(ctx context.Context, socket string, args ...string) *exec.Cmd {
@@ -127,54 +134,6 @@ func (b *bench) idleContainers(ctx context.Context, sockets []string, weigh [2]f
 	}
 	b.add(figure{"memory per idle container, engine's side", "MB PSS", each[0], each[1], fmt.Sprintf("%d containers; what runs in them left out", n)})
 	return nil
-}
-
-// peer is a dockerd of the benchmark's own.
-type peer struct {
-	dir, socket string
-	cmd         *exec.Cmd
-	ns          *lab.Namespace
-}
-
-func (p *peer) pid() int { return p.cmd.Process.Pid }
-
-func (b *bench) startDockerd(ctx context.Context) (*peer, error) {
-	p := &peer{dir: filepath.Join(b.tmp, "dockerd")}
-	p.socket = filepath.Join(p.dir, "docker.sock")
-	if err := os.MkdirAll(p.dir, 0o700); err != nil {
-		return nil, err
-	}
-	var err error
-	if p.ns, err = lab.NewNamespace(filepath.Join(p.dir, "netns")); err != nil {
-		return nil, err
-	}
-	log, err := os.Create(filepath.Join(p.dir, "log"))
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	p.cmd = exec.Command(b.dockerd, "--data-root", filepath.Join(p.dir, "data"), "--exec-root", filepath.Join(p.dir, "exec"),
-		"-p", filepath.Join(p.dir, "pid"), "-H", "unix://"+p.socket)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := p.ns.Start(p.cmd); err != nil {
-		return nil, fmt.Errorf("start dockerd (Debian's docker.io has it): %w", err)
-	}
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); <-tick.C {
-		if b.cli(ctx, p.socket, "info").Run() == nil {
-			return p, nil
-		}
-	}
-	raw, _ := os.ReadFile(filepath.Join(p.dir, "log"))
-	return nil, errors.Join(fmt.Errorf("dockerd does not answer: %s", raw[max(0, len(raw)-2000):]), p.stop())
-}
-
-func (p *peer) stop() error {
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	_ = p.cmd.Wait()
-	return p.ns.Close()
 }
 
 // family is a process with its descendants, and every other process whose command
