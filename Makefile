@@ -63,7 +63,7 @@ fuzz: ## Fuzz every decoder of outside bytes, FUZZTIME each
 	@integration/fuzz.sh $(or $(FUZZTIME),20s)
 
 bench: build bin/webapp bin/mkimage ## Measure against the peers a user would pick instead
-	@$(SUDO) integration/bench/run.sh
+	@$(SUDO) env "PATH=$$PATH" integration/bench/run.sh
 
 fmt: ## Format the code
 	gofmt -w $$(git ls-files '*.go')

@@ -1,8 +1,11 @@
 #!/bin/bash
 # Installs what is missing of the system packages that building, testing and the
-# demo need. Does nothing, and needs no network, where all are there.
+# demo need; with "bench", also the peers that benchmarks compare with. Does nothing,
+# and needs no network, where all are there.
 set -euo pipefail
 
+# Daemons and file system tools are not in every user's path.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 need=()
 want() { # want PACKAGE COMMAND-OR-FILE
 	command -v "$2" >/dev/null 2>&1 || [ -e "$2" ] || need+=("$1")
@@ -22,6 +25,13 @@ want dnsutils dig
 want skopeo skopeo
 want docker-registry docker-registry
 want procps ps
+if [ "${1:-}" = bench ]; then
+	want docker.io dockerd
+	want dnsmasq-base dnsmasq
+	want iptables iptables
+	want debootstrap debootstrap
+	want util-linux nsenter
+fi
 [ -e /usr/lib/python3/dist-packages/docker ] || need+=(python3-docker)
 if ! command -v docker >/dev/null 2>&1 && [ ! -x /usr/bin/docker ]; then
 	# Newer releases split the client from the engine; only the client is wanted.
