@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"sync"
 	"time"
@@ -40,10 +41,15 @@ func (b *bench) fanout(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	spent, err := processor(agents...)
+	if err != nil {
+		return err
+	}
 	stop := watch(agents...)
 	took, err := b.startOn(ctx, l, 2, b.cold+1)
+	now, unread := processor(agents...)
 	most, unwatched := stop()
-	if err := errors.Join(err, unwatched); err != nil {
+	if err := errors.Join(err, unread, unwatched); err != nil {
 		return err
 	}
 	warm, err := b.startOn(ctx, l, 2, b.cold+1)
@@ -62,6 +68,7 @@ func (b *bench) fanout(ctx context.Context) (err error) {
 		return err
 	}
 	b.add(figure{"of it, bytes that the source sent", "MiB", sent / (1 << 20), fanoutSize / float64(1<<20), "peer: the image's size; every byte has to leave the source once"})
+	b.add(figure{"processor time of all agents meanwhile", "s", now - spent, took * float64(runtime.NumCPU()), fmt.Sprintf("peer: what the machine's %d processors had; supervisors and containers left out", runtime.NumCPU())})
 	b.add(figure{"memory of a fetching agent over idle, at most", "MiB", worst, memoryGoal, "the worst of them; anonymous memory; peer: the goal; the source's grew by " + number(most[0]-idle[0]) + " MiB"})
 	return nil
 }

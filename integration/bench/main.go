@@ -175,6 +175,8 @@ func help(ctx context.Context, args []string) error {
 		"dnsload": {2, func(ctx context.Context, a []string) error { return dnsLoad(ctx, a[0], a[1]) }},
 		"receive": {3, receive},
 		"send":    {3, send},
+		"give":    {2, give},
+		"take":    {2, take},
 		"echo":    {1, echo},
 		"rally":   {2, rally},
 	}

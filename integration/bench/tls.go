@@ -38,7 +38,8 @@ func (j *journeys) latest() (s, c float64) {
 
 // tls copies an image of noise from one host to another over an unshaped link, and sends
 // as many bytes over one plain TLS 1.3 stream between the same two networks, in turn:
-// once from memory to nowhere, once from a file to a file, hashed and synced.
+// once from memory to nowhere, once from a file to a file, hashed and synced. The
+// agents' exchange of blobs is also measured by itself, from memory to nowhere.
 func (b *bench) tls(ctx context.Context) (err error) {
 	archive := filepath.Join(b.tmp, "noise.tar")
 	if err := b.noiseImage(archive, "noise:1", tlsSize); err != nil {
@@ -53,7 +54,7 @@ func (b *bench) tls(ctx context.Context) (err error) {
 	if err := b.must(ctx, l.NodeSocket(1), "load", "-q", "-i", archive); err != nil {
 		return err
 	}
-	var whole, blob, bare, kept journeys
+	var whole, blob, exchange, bare, kept journeys
 	idle, err := weighed([]int{l.Pid(1), l.Pid(2)})
 	if err != nil {
 		return err
@@ -67,6 +68,9 @@ func (b *bench) tls(ctx context.Context) (err error) {
 		for k := range m {
 			most[k] = max(most[k], m[k])
 		}
+		if err := b.exchangeOnce(ctx, l, &exchange); err != nil {
+			return err
+		}
 		if err := b.plainOnce(ctx, l, "-", "-", &bare); err != nil {
 			return err
 		}
@@ -76,12 +80,14 @@ func (b *bench) tls(ctx context.Context) (err error) {
 		for _, j := range []struct {
 			name string
 			of   *journeys
-		}{{"copy", &whole}, {"plain", &bare}, {"plain, kept", &kept}} {
+		}{{"copy", &whole}, {"exchange", &exchange}, {"plain", &bare}, {"plain, kept", &kept}} {
 			s, c := j.of.latest()
 			fmt.Fprintf(os.Stderr, "run %d, %s: %.2f s, %.2f s of processors\n", i+1, j.name, s, c)
 		}
 	}
 	note := fmt.Sprintf("median of %d", len(whole.seconds))
+	b.add(figure{"1 GiB blob to another host, the exchange alone, memory to nowhere, unshaped", "MiB/s", exchange.rate(), bare.rate(), note + "; what agents do less store and image; peer: one plain TLS 1.3 stream, memory to nowhere"})
+	b.add(figure{"processor time of both ends, the exchange alone", "s/GiB", exchange.perGiB(), bare.perGiB(), "the same"})
 	b.add(figure{"1 GiB image to another host, image copy until it is unpacked, unshaped", "MiB/s", whole.rate(), bare.rate(), note + "; peer: one plain TLS 1.3 stream, memory to nowhere"})
 	b.add(figure{"the same, beside a stream that is also kept", "MiB/s", whole.rate(), kept.rate(), "peer: the stream read from a file, hashed, written to a file and synced"})
 	b.add(figure{"of it, the layer until it is verified and on disk", "MiB/s", blob.rate(), bare.rate(), "as the fetching agent's log says, which unpacks meanwhile; peer: memory to nowhere"})
