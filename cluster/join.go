@@ -212,8 +212,9 @@ func (s *session) admit(ctx context.Context, peer string, req joinRequest, limit
 		return none, err
 	}
 	s.log.Info("node let in", "node", n.Name, "peer", peer, "subnet", res.Node.Subnet)
-	state := identity.State{ClusterID: s.state.ClusterID, NodeName: n.Name, GossipKey: s.state.GossipKey}
-	for _, o := range s.cat.View().Nodes() {
+	v := s.cat.View()
+	state := identity.State{ClusterID: s.state.ClusterID, NodeName: n.Name, GossipKey: s.state.GossipKey, PeersAt: res.Index}
+	for _, o := range v.Nodes() {
 		if o.ID != peer {
 			state.Peers = append(state.Peers, identity.PeerAddr{ID: o.ID, Addrs: o.Control})
 		}

@@ -54,9 +54,10 @@ type session struct {
 	router  *Router
 	changed chan struct{} // has an element when liveness may have changed
 
-	mu    sync.Mutex
-	seen  map[string]bool // nodes that gossip has heard of
-	peers []identity.PeerAddr
+	mu      sync.Mutex
+	seen    map[string]bool // nodes that gossip has heard of
+	peers   []identity.PeerAddr
+	peersAt uint64 // the index of the view that peers are of
 }
 
 func newSession(cfg Config, e entrance) (*session, error) {
@@ -66,7 +67,7 @@ func newSession(cfg Config, e entrance) (*session, error) {
 	}
 	s := &session{
 		cfg: cfg, log: cfg.Logger, state: e.state, first: e.first, done: e.done, began: time.Now(),
-		members: members, changed: make(chan struct{}, 1), seen: map[string]bool{}, peers: e.state.Peers,
+		members: members, changed: make(chan struct{}, 1), seen: map[string]bool{}, peers: e.state.Peers, peersAt: e.state.PeersAt,
 	}
 	s.cat = catalog.New(catalog.Config{
 		Dir: (&Cluster{cfg: cfg}).catalogDir(), Wire: cfg.Wire, Logger: cfg.Logger, Bootstrap: e.first != nil,
@@ -202,7 +203,7 @@ func (s *session) untilListed(ctx context.Context) error {
 func (s *session) untilGone(ctx context.Context) error {
 	for {
 		v := s.cat.View()
-		if _, ok := v.Node(s.cfg.Self.ID); !ok {
+		if _, ok := v.Node(s.cfg.Self.ID); !ok && !s.isOld(v) {
 			break
 		}
 		if s.cat.Wait(ctx, v.Index()) != nil {
@@ -287,7 +288,7 @@ func (s *session) followNodes(ctx context.Context) error {
 	defer again.Stop()
 	for {
 		v := s.cat.View()
-		if err := s.notePeers(v.Nodes()); err != nil {
+		if err := s.notePeers(v); err != nil {
 			return err
 		}
 		s.meet(ctx, v.Nodes())
@@ -300,11 +301,20 @@ func (s *session) followNodes(ctx context.Context) error {
 	}
 }
 
+// isOld says whether a view is of before what this node knew at its start. A replica
+// learns from the leader which entries of its log count, in steps: were it to take a
+// step for the present, it might forget the very node that leads it.
+func (s *session) isOld(v catalog.View) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return v.Index() < s.peersAt
+}
+
 // notePeers tells the wire who is a member and remembers it, if it changed.
-func (s *session) notePeers(nodes []catalog.Node) error {
+func (s *session) notePeers(v catalog.View) error {
 	var now []identity.PeerAddr
 	listed := false
-	for _, n := range nodes {
+	for _, n := range v.Nodes() {
 		if n.ID == s.cfg.Self.ID {
 			listed = true
 			continue
@@ -313,11 +323,11 @@ func (s *session) notePeers(nodes []catalog.Node) error {
 	}
 	s.mu.Lock()
 	before := s.peers
-	if !listed || slices.EqualFunc(before, now, samePeer) {
+	if !listed || v.Index() < s.peersAt || slices.EqualFunc(before, now, samePeer) {
 		s.mu.Unlock()
 		return nil // nothing new, or the replica hasn't caught up yet
 	}
-	s.peers = now
+	s.peers, s.peersAt = now, v.Index()
 	s.mu.Unlock()
 	for _, p := range now {
 		s.cfg.Wire.SetPeer(p.ID, p.Addrs)
@@ -329,7 +339,7 @@ func (s *session) notePeers(nodes []catalog.Node) error {
 		}
 	}
 	state := s.state
-	state.Peers = now
+	state.Peers, state.PeersAt = now, v.Index()
 	return state.Save(s.cfg.Dir)
 }
 
@@ -366,10 +376,11 @@ func (s *session) knows(peerID string) bool {
 	s.mu.Lock()
 	known := slices.ContainsFunc(s.peers, func(p identity.PeerAddr) bool { return p.ID == peerID })
 	s.mu.Unlock()
-	if known {
-		return true
+	v := s.cat.View()
+	if known || s.isOld(v) {
+		return known
 	}
-	_, ok := s.cat.View().Node(peerID)
+	_, ok := v.Node(peerID)
 	return ok
 }
 

@@ -304,3 +304,38 @@ func TestRenameThatTheNodeDoesNotHear(t *testing.T) {
 		require.Equal(t, "x2", cluster())
 	})
 }
+
+// TestMostRestartAtOnce: four of five stop and start again, over and over, with a log
+// but without a snapshot to begin from. All of them follow the leader again each time.
+func TestMostRestartAtOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		ids := []string{"a", "b", "c", "d", "e"}
+		nodes := map[string]*clustertest.Node{}
+		for _, n := range l.Form(t.Context(), ids...) {
+			nodes[n.ID] = n
+		}
+		for round := range 12 {
+			for i := range 20 {
+				ref := catalog.Ref{Name: fmt.Sprint("r", round, ".", i), Digest: "d"}
+				_, err := nodes["a"].Store().Propose(t.Context(), catalog.SetRef{Ref: ref})
+				require.NoError(t, err)
+			}
+			stays := ids[round%len(ids)]
+			for _, id := range ids {
+				if id != stays {
+					l.Stop(id)
+				}
+			}
+			for _, id := range ids {
+				if id != stays {
+					nodes[id] = l.Start(id)
+				}
+			}
+			<-time.After(20 * time.Second)
+			for _, n := range nodes {
+				require.NoError(t, n.Store().Sync(t.Context()), "node %s in round %d", n.ID, round)
+				require.Len(t, n.Reader().View().Nodes(), len(ids))
+			}
+		}
+	})
+}

@@ -94,6 +94,9 @@ type State struct {
 	GossipKey []byte `json:"gossipKey"`
 	// Peers are those known last, for the next start.
 	Peers []PeerAddr `json:"peers,omitempty"`
+	// PeersAt is the catalog's index that Peers are of. A replica that replays its log
+	// passes through views of before it, which say nothing about who is a member now.
+	PeersAt uint64 `json:"peersAt,omitempty"`
 }
 
 // stored is State in its file. The checksum is over the bytes of State as they are.
