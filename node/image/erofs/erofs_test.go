@@ -2,6 +2,9 @@ package erofs
 
 import (
 	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,7 +23,7 @@ func needsRoot(t testing.TB) {
 }
 
 // mounted mounts an image without a loop device, as the store does.
-func mounted(t testing.TB, image string) string {
+func mounted(t testing.TB, image string, devices ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	fd, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
@@ -29,6 +32,9 @@ func mounted(t testing.TB, image string) string {
 	}
 	defer unix.Close(fd)
 	require.NoError(t, unix.FsconfigSetString(fd, "source", image))
+	for _, d := range devices {
+		require.NoError(t, unix.FsconfigSetString(fd, "device", d))
+	}
 	if err := unix.FsconfigCreate(fd); err != nil {
 		msg := make([]byte, 4096)
 		n, _ := unix.Read(fd, msg)
@@ -43,11 +49,17 @@ func mounted(t testing.TB, image string) string {
 }
 
 func TestKernelReadsWhatWasWritten(t *testing.T) {
+	t.Run("pages", func(t *testing.T) { testWritten(t, Options{}) })
+	t.Run("blocks of a tar", func(t *testing.T) { testWritten(t, Options{Tar: true}) })
+}
+
+// testWritten writes an image of all there can be but contents in a tar.
+func testWritten(t *testing.T, o Options) {
 	needsRoot(t)
 	path := filepath.Join(t.TempDir(), "image")
 	f, err := os.Create(path)
 	require.NoError(t, err)
-	w := New(f, Options{})
+	w := New(f, o)
 	at := time.Unix(1_500_000_000, 123_456_789)
 	big := bytes.Repeat([]byte("0123456789abcdef"), 300_000)
 	copy(big[1<<20:], make([]byte, 1<<20))
@@ -120,4 +132,84 @@ func TestKernelReadsWhatWasWritten(t *testing.T) {
 		require.True(t, want[e.Name()])
 		require.NoError(t, unix.Lstat(filepath.Join(root, "many", e.Name()), &st), "found by name, too")
 	}
+}
+
+// Contents that lie in a tar are those of the tar, wherever they begin and end.
+func TestKernelReadsContentsOfATar(t *testing.T) {
+	needsRoot(t)
+	rnd := rand.New(rand.NewPCG(3, 4))
+	var tarred []byte
+	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
+	require.NoError(t, err)
+	w := New(f, Options{Tar: true})
+	want := map[string][]byte{}
+	for i, size := range []int{0, 1, 511, 512, 513, 4095, 4096, 4097, 8191, 70_000, 1 << 20, 3<<20 + 17, 1} {
+		tarred = append(tarred, bytes.Repeat([]byte{0xee}, 512*(1+i%3))...) // headers
+		body := make([]byte, size)
+		for j := range body {
+			body[j] = byte(rnd.Uint32())
+		}
+		name := fmt.Sprint(size, "-", i)
+		id, err := w.CreateAt(Root, name, int64(size), int64(len(tarred)))
+		require.NoError(t, err)
+		attr := Attr{Perm: 0o644}
+		if i%2 == 0 { // the list of chunks is after them
+			attr.Xattrs = []Xattr{{"user.a", strings.Repeat("v", 1+i)}}
+		}
+		require.NoError(t, w.SetAttr(id, attr))
+		want[name] = body
+		tarred = append(tarred, body...)
+		tarred = append(tarred, make([]byte, -len(tarred)&511)...)
+	}
+	id, _, err := w.Create(Root, "own", 5, strings.NewReader("12345"))
+	require.NoError(t, err)
+	require.NoError(t, w.Link(Root, "own too", id))
+	want["own"] = []byte("12345")
+	require.True(t, w.NeedsTar())
+	_, err = w.Finish()
+	require.NoError(t, err)
+	tarPath := filepath.Join(t.TempDir(), "tar")
+	require.NoError(t, os.WriteFile(tarPath, tarred, 0o600))
+	root := mounted(t, f.Name(), tarPath)
+	for name, body := range want {
+		file, err := os.Open(filepath.Join(root, name))
+		require.NoError(t, err)
+		defer file.Close()
+		got, err := io.ReadAll(file)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(body, got), name)
+		if len(body) == 0 {
+			continue
+		}
+		// What is mapped beyond the end is zeros.
+		pages := (len(body) + 4095) &^ 4095
+		m, err := unix.Mmap(int(file.Fd()), 0, pages, unix.PROT_READ, unix.MAP_SHARED)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(body, m[:len(body)]), name)
+		require.Equal(t, make([]byte, pages-len(body)), m[len(body):], name)
+		require.NoError(t, unix.Munmap(m))
+		b := make([]byte, 100)
+		n, err := file.ReadAt(b, int64(len(body)/2))
+		require.True(t, err == nil || err == io.EOF)
+		require.Equal(t, body[len(body)/2:len(body)/2+n], b[:n])
+	}
+}
+
+func TestCreateAtRefusesWhatItCannotSay(t *testing.T) {
+	w := New(nil, Options{Tar: true})
+	for _, c := range []struct {
+		size, off int64
+		want      error
+	}{
+		{1, 511, unix.EINVAL}, {-1, 0, unix.EINVAL}, {1, -512, unix.EINVAL}, {1, 1 << 41, ErrTooLarge}, {1 << 41, 0, ErrTooLarge}, {1<<40 + 1, 0, ErrTooLarge},
+	} {
+		_, err := w.CreateAt(Root, "a", c.size, c.off)
+		require.ErrorIs(t, err, c.want, "%d at %d", c.size, c.off)
+	}
+	_, err := w.CreateAt(Root, "a", 1<<40, 0)
+	require.NoError(t, err)
+	_, err = w.CreateAt(Root, "a", 1, 0)
+	require.ErrorIs(t, err, unix.EEXIST)
+	_, err = New(nil, Options{}).CreateAt(Root, "a", 1, 512)
+	require.ErrorIs(t, err, unix.EINVAL)
 }

@@ -10,17 +10,29 @@ import (
 
 // The numbers of the format, as the kernel's erofs_fs.h has them.
 const (
-	blockBits = 12
-	blockSize = 1 << blockBits
+	pageBits = 12
+	pageSize = 1 << pageBits
+	// tarBits is the block size of an image whose contents lie in a tar, which has
+	// them at multiples of it.
+	tarBits = 9
 
 	superOffset = 1024
+	superSize   = 128
 	superMagic  = 0xE0F5E1E2
+	deviceSize  = 128 // of what the table of devices has of each
 
-	compatChecksum = 1 // the superblock has a checksum
-	compatMtime    = 2 // times are those of modification
+	compatChecksum  = 1 // the superblock has a checksum
+	compatMtime     = 2 // times are those of modification
+	incompatChunks  = 4 // there are files in chunks
+	incompatDevices = 8 // and other files where chunks may lie
 
 	layoutPlain  = 0 // all of it in blocks of its own
 	layoutInline = 2 // the end of it right after the inode
+	layoutChunks = 4 // in chunks, a list of which is after the inode
+
+	chunkIndexes = 0x20 // the list says in which file a chunk lies
+	chunkIndex   = 8    // bytes; at a multiple of it
+	maxChunkBits = 31   // a chunk has at most so many blocks, as a power of two
 
 	compactInode  = 32 // bytes
 	extendedInode = 64
@@ -105,16 +117,18 @@ type super struct {
 	nsec      uint32
 	blocks    uint32
 	metaBlock uint32
+	blockBits uint8
+	tarBlocks uint32 // of the tar that has contents; 0 if there is none
 	uuid      [16]byte
 }
 
-// encode is block 0.
+// encode is what an image begins with, headSize bytes.
 func (s super) encode() []byte {
-	block := make([]byte, blockSize)
-	b := block[superOffset:]
+	head := make([]byte, headSize)
+	b := head[superOffset:]
 	le.PutUint32(b[0:], superMagic)
 	le.PutUint32(b[8:], compatChecksum|compatMtime)
-	b[12] = blockBits
+	b[12] = s.blockBits
 	le.PutUint16(b[14:], s.root)
 	le.PutUint64(b[16:], s.inodes)
 	le.PutUint64(b[24:], uint64(s.sec))
@@ -122,7 +136,18 @@ func (s super) encode() []byte {
 	le.PutUint32(b[36:], s.blocks)
 	le.PutUint32(b[40:], s.metaBlock)
 	copy(b[48:], s.uuid[:])
-	// The kernel's checksum lacks the last inversion, and covers the block's rest.
-	le.PutUint32(b[4:], ^crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
-	return block
+	if s.tarBlocks > 0 {
+		le.PutUint32(b[80:], incompatChunks|incompatDevices)
+		le.PutUint16(b[86:], 1)
+		le.PutUint16(b[88:], (superOffset+superSize)/deviceSize)
+		le.PutUint32(b[superSize+64:], s.tarBlocks)
+	}
+	// The kernel's checksum lacks the last inversion, and covers the rest of the block
+	// that the superblock begins in.
+	rest := b[:(1<<s.blockBits)-superOffset%(1<<s.blockBits)]
+	le.PutUint32(b[4:], ^crc32.Checksum(rest, crc32.MakeTable(crc32.Castagnoli)))
+	return head
 }
+
+// headSize is how much is left empty for the superblock, in bytes.
+const headSize = pageSize

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"io"
+	"math/bits"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +25,7 @@ type layout struct {
 
 // dirStart is the block where directories begin.
 func (l *layout) dirStart() uint32 {
-	return l.meta + uint32((l.slots*slot+blockSize-1)/blockSize)
+	return l.meta + uint32((l.slots*slot+uint64(l.w.blockSize())-1)>>l.w.bits)
 }
 
 // end is the number of blocks in all.
@@ -32,7 +33,7 @@ func (l *layout) end() uint32 { return l.dirStart() + l.dirs }
 
 // lay gives everything its place.
 func (w *Writer) lay() (*layout, error) {
-	l := &layout{w: w, meta: uint32(w.at >> blockBits), slots: rootSlot}
+	l := &layout{w: w, meta: uint32(w.at >> w.bits), slots: rootSlot}
 	if err := l.place(Root); err != nil {
 		return nil, err
 	}
@@ -50,7 +51,7 @@ func (w *Writer) lay() (*layout, error) {
 			}
 		}
 	}
-	if l.slots*slot>>blockBits+uint64(l.meta)+uint64(l.dirs) >= 1<<32-1 {
+	if l.slots*slot>>w.bits+uint64(l.meta)+uint64(l.dirs) >= 1<<32-1 {
 		return nil, ErrTooLarge
 	}
 	return l, nil
@@ -65,7 +66,12 @@ func (l *layout) place(id ID) error {
 	if n.dir != nil {
 		l.measure(n)
 	}
+	blockSize := uint64(l.w.blockSize())
 	size := uint64(l.w.inodeSize(n) + len(n.xattrs))
+	if n.inTar {
+		n.layout = layoutChunks
+		size = (size+chunkIndex-1)/chunkIndex*chunkIndex + chunkIndex
+	}
 	tail := uint64(0)
 	if kind := n.mode & unix.S_IFMT; kind == unix.S_IFDIR || kind == unix.S_IFLNK {
 		tail = uint64(n.size) % blockSize
@@ -98,7 +104,7 @@ func (l *layout) reserve(n *inode, tail uint64) {
 	if kind := n.mode & unix.S_IFMT; kind != unix.S_IFDIR && kind != unix.S_IFLNK {
 		return
 	}
-	blocks := uint32(n.size / blockSize)
+	blocks := uint32(n.size >> l.w.bits)
 	if tail > 0 && n.layout == layoutPlain {
 		blocks++
 	}
@@ -116,10 +122,11 @@ func (l *layout) measure(n *inode) {
 			n.nlink++
 		}
 	}
+	blockSize := l.w.blockSize()
 	full, used := int64(0), 0
 	for name := range d.names(0) {
 		if need := direntSize + len(name); used+need > blockSize {
-			full, used = full+blockSize, need
+			full, used = full+int64(blockSize), need
 		} else {
 			used += need
 		}
@@ -162,8 +169,9 @@ func (w *Writer) inodeSize(n *inode) int {
 
 // write writes inodes, and directories' blocks behind them.
 func (l *layout) write() error {
-	meta := bufio.NewWriterSize(io.NewOffsetWriter(l.w.f, int64(l.meta)<<blockBits), 256<<10)
-	dirs := bufio.NewWriterSize(io.NewOffsetWriter(l.w.f, int64(l.dirStart())<<blockBits), 64<<10)
+	meta := bufio.NewWriterSize(io.NewOffsetWriter(l.w.f, int64(l.meta)<<l.w.bits), 256<<10)
+	dirs := bufio.NewWriterSize(io.NewOffsetWriter(l.w.f, int64(l.dirStart())<<l.w.bits), 64<<10)
+	blockSize := l.w.blockSize()
 	var at uint64 // slots written
 	var b []byte
 	for i, id := range l.order {
@@ -175,12 +183,14 @@ func (l *layout) write() error {
 		}
 		b = append(l.inode(b[:0], n, uint32(i+1)), n.xattrs...)
 		body := l.body(id, n)
-		if n.layout == layoutInline {
-			tail := n.size % blockSize
-			b = append(b, body[len(body)-int(tail):]...)
-			body = body[:len(body)-int(tail)]
-		} else if over := len(body) % blockSize; over > 0 {
-			body = append(body, zeros[over:]...)
+		switch over := len(body) % blockSize; {
+		case n.layout == layoutInline:
+			b = append(b, body[len(body)-over:]...)
+			body = body[:len(body)-over]
+		case n.layout == layoutChunks:
+			b = appendChunk(b, n)
+		case over > 0:
+			body = append(body, zeros[:blockSize-over]...)
 		}
 		if _, err := dirs.Write(body); err != nil {
 			return err
@@ -210,6 +220,9 @@ func (l *layout) inode(b []byte, n *inode, number uint32) []byte {
 	case unix.S_IFDIR, unix.S_IFLNK:
 		where += l.dirStart()
 	case unix.S_IFREG:
+		if n.inTar {
+			where = chunkIndexes | chunkBits(n.size)
+		}
 	default:
 		where = n.device
 	}
@@ -241,6 +254,21 @@ func (l *layout) inode(b []byte, n *inode, number uint32) []byte {
 	return append(b, zeros[:16]...)
 }
 
+// chunkBits is the size of a chunk that has all of a file, as a power of two of blocks.
+func chunkBits(size int64) uint32 {
+	return uint32(bits.Len64(uint64(size-1) >> tarBits))
+}
+
+// appendChunk appends the list of a file's chunks, of which there is one, to its inode.
+func appendChunk(b []byte, n *inode) []byte {
+	for len(b)%chunkIndex != 0 {
+		b = append(b, 0)
+	}
+	b = append(b, 0, 0)
+	b = le.AppendUint16(b, 1) // the first device besides the image
+	return le.AppendUint32(b, n.block)
+}
+
 // body is what a directory or a symbolic link consists of.
 func (l *layout) body(id ID, n *inode) []byte {
 	switch {
@@ -255,7 +283,8 @@ func (l *layout) body(id ID, n *inode) []byte {
 
 // dirents is a directory: in each block first its entries, then their names.
 func (l *layout) dirents(id ID, n *inode) []byte {
-	out := make([]byte, 0, n.size+blockSize)
+	blockSize := l.w.blockSize()
+	out := make([]byte, 0, int(n.size)+blockSize)
 	var block []entry
 	used := 0
 	flush := func() {

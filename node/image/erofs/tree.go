@@ -57,6 +57,7 @@ type inode struct {
 	slot     uint32 // where the inode goes, from the inodes' beginning; set by Finish
 	layout   uint8  // set by Finish
 	placed   bool   // Finish has given it its slot
+	inTar    bool   // block is one of the tar's
 	sec      int64
 	size     int64
 	xattrs   string // encoded
@@ -245,7 +246,7 @@ func (w *Writer) Mkdir(dir ID, name string) (ID, error) {
 
 // Symlink makes a symbolic link.
 func (w *Writer) Symlink(dir ID, name, target string) (ID, error) {
-	if len(target) >= blockSize {
+	if len(target) >= pageSize {
 		return 0, unix.ENAMETOOLONG
 	}
 	id, err := w.make(dir, name, unix.S_IFLNK|0o777)

@@ -21,6 +21,9 @@ type Options struct {
 	// Reserve is asked before the tree takes more memory, in steps of some hundred
 	// kilobytes; its error ends the image. nil allows all.
 	Reserve func(bytes int64) error
+	// Tar says that contents may lie in a tar, as CreateAt is told. Whoever mounts the
+	// image then gives the tar as its one other device, but if the image NeedsTar.
+	Tar bool
 }
 
 // Writer makes one image. It is used by one goroutine at a time. After an error from
@@ -28,6 +31,8 @@ type Options struct {
 type Writer struct {
 	f      File
 	o      Options
+	bits   uint8  // of the block size
+	tar    uint32 // how many blocks of the tar are referred to
 	inodes [][]inode
 	count  uint32
 	// What the tree takes of memory, and what of it Reserve was asked for.
@@ -41,11 +46,40 @@ const bufSize = 1 << 20
 
 // New begins an image in f, which is empty.
 func New(f File, o Options) *Writer {
-	w := &Writer{f: f, o: o, at: blockSize}
+	w := &Writer{f: f, o: o, bits: pageBits, at: headSize}
+	if o.Tar {
+		w.bits = tarBits
+	}
 	w.inodes = [][]inode{make([]inode, chunk)}
 	w.count = 1
 	*w.node(Root) = inode{mode: unix.S_IFDIR | 0o755, nlink: 1, dir: &directory{}}
 	return w
+}
+
+// blockSize in bytes.
+func (w *Writer) blockSize() int { return 1 << w.bits }
+
+// CreateAt makes a regular file whose contents are size bytes of the tar, from off on,
+// which is a multiple of 512. What is behind them up to the next one shows to those who
+// map the file into memory: it must be zeros, and must be there.
+func (w *Writer) CreateAt(dir ID, name string, size, off int64) (ID, error) {
+	block, over := off>>tarBits, off%(1<<tarBits)
+	blocks := (size + 1<<tarBits - 1) >> tarBits
+	switch {
+	case !w.o.Tar || size < 0 || off < 0 || over != 0:
+		return 0, unix.EINVAL
+	case block+blocks >= 1<<32-1 || blocks > 1<<maxChunkBits:
+		return 0, ErrTooLarge
+	}
+	id, err := w.make(dir, name, unix.S_IFREG|0o600)
+	if err != nil {
+		return 0, err
+	}
+	if n := w.node(id); size > 0 {
+		n.size, n.block, n.inTar = size, uint32(block), true
+		w.tar = max(w.tar, uint32(block+blocks))
+	}
+	return id, nil
 }
 
 // Create makes a regular file of what r has, size bytes at most, and returns how many
@@ -56,7 +90,7 @@ func (w *Writer) Create(dir ID, name string, size int64, r io.Reader) (ID, int64
 		return 0, 0, err
 	}
 	begin := w.at + int64(len(w.buf))
-	if (begin+size)>>blockBits >= 1<<32-1<<20 { // some left for what comes after
+	if (begin+size)>>w.bits >= 1<<32-1<<20 { // some left for what comes after
 		return 0, 0, ErrTooLarge
 	}
 	n, err := w.contents(r, size)
@@ -65,7 +99,7 @@ func (w *Writer) Create(dir ID, name string, size int64, r io.Reader) (ID, int64
 	}
 	node := w.node(id)
 	if node.size = n; n > 0 {
-		node.block = uint32(begin >> blockBits)
+		node.block = uint32(begin >> w.bits)
 	}
 	return id, n, nil
 }
@@ -93,23 +127,23 @@ func (w *Writer) contents(r io.Reader, size int64) (int64, error) {
 			return done, err
 		}
 	}
-	if over := len(w.buf) % blockSize; over > 0 { // cap is a multiple: there is room
-		w.buf = append(w.buf, zeros[:blockSize-over]...)
+	if over := len(w.buf) % w.blockSize(); over > 0 { // cap is a multiple: there is room
+		w.buf = append(w.buf, zeros[:w.blockSize()-over]...)
 	}
 	return done, nil
 }
 
-var zeros [blockSize]byte
+var zeros [pageSize]byte
 
 // hole is how many zeros must follow each other to be left out, in bytes: a hole
 // costs the file system below an extent.
-const hole = 16 * blockSize
+const hole = 16 * pageSize
 
 // flush writes buf, which ends with a whole block, but for long runs of zeros.
 func (w *Writer) flush() error {
 	b := w.buf
 	for len(b) > 0 {
-		skip, n := nextRun(b)
+		skip, n := nextRun(b, w.blockSize())
 		if n > 0 {
 			if _, err := w.f.WriteAt(b[skip:skip+n], w.at+int64(skip)); err != nil {
 				return err
@@ -123,8 +157,8 @@ func (w *Writer) flush() error {
 }
 
 // nextRun says how many bytes to leave out, and how many then to write.
-func nextRun(b []byte) (skip, n int) {
-	for skip < len(b) && zeroBlock(b[skip:]) {
+func nextRun(b []byte, blockSize int) (skip, n int) {
+	for skip < len(b) && allZero(b[skip:skip+blockSize]) {
 		skip += blockSize
 	}
 	if skip < hole && skip < len(b) {
@@ -132,7 +166,7 @@ func nextRun(b []byte) (skip, n int) {
 	}
 	run := 0
 	for n = 0; skip+n < len(b); n += blockSize {
-		if !zeroBlock(b[skip+n:]) {
+		if !allZero(b[skip+n : skip+n+blockSize]) {
 			run = 0
 		} else if run += blockSize; run >= hole && n+blockSize > run {
 			return skip, n + blockSize - run
@@ -141,7 +175,8 @@ func nextRun(b []byte) (skip, n int) {
 	return skip, n
 }
 
-func zeroBlock(b []byte) bool { return b[0] == 0 && bytes.Equal(b[:blockSize], zeros[:]) }
+// allZero takes a block at most.
+func allZero(b []byte) bool { return b[0] == 0 && bytes.Equal(b, zeros[:len(b)]) }
 
 // Flush writes what is held back of files' contents. It is for the time between the
 // last file and Finish, if that is long: no memory is kept for contents.
@@ -160,7 +195,7 @@ func (w *Writer) Finish() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	size := int64(l.end()) << blockBits
+	size := int64(l.end()) << w.bits
 	if err := w.f.Truncate(size); err != nil {
 		return 0, err
 	}
@@ -170,13 +205,16 @@ func (w *Writer) Finish() (int64, error) {
 	root := w.node(Root)
 	s := super{
 		root: uint16(root.slot), inodes: uint64(len(l.order)), sec: root.sec, nsec: root.nsec,
-		blocks: l.end(), metaBlock: l.meta, uuid: w.o.UUID,
+		blocks: l.end(), metaBlock: l.meta, blockBits: w.bits, tarBlocks: w.tar, uuid: w.o.UUID,
 	}
 	if _, err := w.f.WriteAt(s.encode(), 0); err != nil {
 		return 0, fmt.Errorf("write superblock: %w", err)
 	}
 	return size, nil
 }
+
+// NeedsTar says whether any contents lie in the tar.
+func (w *Writer) NeedsTar() bool { return w.tar > 0 }
 
 // Mtime is when an inode was modified.
 func (w *Writer) Mtime(id ID) time.Time {
