@@ -79,6 +79,11 @@ func (c *chaser) Read(b []byte) (int, error) {
 	}
 }
 
+func (c *chaser) pass(n int64) error {
+	c.at += n
+	return nil
+}
+
 // ahead is the unpacking of what looks like a layer, begun before it is known for one.
 type ahead struct {
 	stop context.CancelFunc
@@ -103,7 +108,10 @@ func (s *Store) unpackAhead(ctx context.Context, g *growing, ended func()) *ahea
 			return
 		}
 		defer f.Close()
-		a.st, a.err = s.unpack(ctx, &chaser{ctx: ctx, g: g, f: f}, false, g.digest)
+		a.st, a.err = s.unpack(ctx, &chaser{ctx: ctx, g: g, f: f}, job{sum: g.digest})
+		if errors.Is(a.err, errPadding) {
+			a.st, a.err = s.unpack(ctx, &chaser{ctx: ctx, g: g, f: f}, job{sum: g.digest, copied: true})
+		}
 	}()
 	return a
 }

@@ -34,6 +34,9 @@ var magics = []struct {
 	{xzed, []byte{0xfd, '7', 'z', 'X', 'Z', 0}},
 }
 
+// magicSize is how many bytes detect wants.
+const magicSize = 6
+
 func detect(head []byte) compression {
 	for _, m := range magics {
 		if bytes.HasPrefix(head, m.magic) {
@@ -49,7 +52,7 @@ const zstdMemory = 256 << 20
 // decompress unpacks r, whatever it is packed with. Closing frees the decoder, not r.
 func decompress(r io.Reader) (io.ReadCloser, compression, error) {
 	br := bufio.NewReaderSize(r, 256<<10)
-	head, err := br.Peek(6)
+	head, err := br.Peek(magicSize)
 	if err != nil && err != io.EOF {
 		return nil, plain, err
 	}

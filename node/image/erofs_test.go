@@ -421,7 +421,7 @@ func TestHalfAnImageIsRemoved(t *testing.T) {
 	require.ErrorIs(t, err, syscall.EPIPE)
 	require.Empty(t, left())
 	load(t, s, archive)
-	full := layered(t, "full:1", tarOf(t, file("x", string(bytes.Repeat(big, 2)))))
+	full := layered(t, "full:1", tarOf(t, file("x", string(bytes.Repeat(big, 4)))))
 	_, err = text(s.Load(ctx, bytes.NewReader(full), api.LoadOptions{}))
 	require.ErrorIs(t, err, syscall.ENOSPC)
 	require.Empty(t, left())

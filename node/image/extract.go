@@ -39,6 +39,10 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
+// tarBytes is how large a layer's tar may be. One of many small files is larger than
+// they are: 512 bytes of header and up to 511 of padding each, more with long names.
+func (l Limits) tarBytes() int64 { return l.LayerBytes + int64(l.LayerEntries)*4096 }
+
 // extracted is what is known of a layer after its archive was read.
 type extracted struct {
 	bytes     int64 // of regular files
@@ -59,6 +63,7 @@ type extractor struct {
 	made   map[string]struct{} // directories that were made for want of an entry
 	gone   map[string]struct{} // paths that whiteouts removed
 	now    []unix.Timespec     // the entry's: what is made for want of one gets it
+	raw    *rawTar             // what is read, if contents can stay in it; else nil
 }
 
 func newExtractor(to place, limits Limits, mark bool) *extractor {
@@ -309,6 +314,9 @@ func (x *extractor) make(fd int, base, name string, h *tar.Header, a attributes,
 	}
 	if h.Size < 0 || h.Size > x.limits.LayerBytes-x.out.bytes {
 		return api.InvalidArgument("layer has more than %d bytes", x.limits.LayerBytes)
+	}
+	if x.raw != nil {
+		r = x.raw.contents(h, r)
 	}
 	n, err := x.to.file(fd, base, r, h.Size, a)
 	x.out.bytes += n

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -68,7 +69,7 @@ func unpackImage(t testing.TB, entries ...tar.Header) (string, extracted, error)
 	t.Helper()
 	needsRoot(t)
 	path := filepath.Join(t.TempDir(), "image")
-	p, err := newImagePlace(path, new(room).share(true))
+	p, err := newImagePlace(path, new(room).share(true), false)
 	require.NoError(t, err)
 	defer p.Close()
 	out, _, err := unpackTo(context.Background(), bytes.NewReader(writeTar(t, entries...)), p, Limits{}.withDefaults(), true, nil)
@@ -80,15 +81,46 @@ func unpackImage(t testing.TB, entries ...tar.Header) (string, extracted, error)
 	}
 	dir := filepath.Join(t.TempDir(), "fs")
 	require.NoError(t, os.Mkdir(dir, 0o755))
-	if err := mountImage(path, dir); err != nil {
+	if err := mountImage(path, "", dir); err != nil {
 		t.Skipf("EROFS images can't be mounted here: %v", err)
 	}
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
 	return dir, out, nil
 }
 
-// places runs a test with both kinds of layers.
+// unpackTar unpacks to an image that refers to the tar, and mounts both.
+func unpackTar(t testing.TB, entries ...tar.Header) (string, extracted, error) {
+	t.Helper()
+	needsRoot(t)
+	path := filepath.Join(t.TempDir(), "image")
+	p, err := newImagePlace(path, new(room).share(true), true)
+	require.NoError(t, err)
+	defer p.Close()
+	b := writeTar(t, entries...)
+	out, diff, err := unpackTree(context.Background(), newRawTar(bytes.NewReader(b), 1<<30), p, Limits{}.withDefaults(), true, nil)
+	if err == nil {
+		require.Equal(t, digest.FromBytes(b), diff)
+		err = p.finish()
+	}
+	if err != nil {
+		return path, out, err
+	}
+	dir, blob := filepath.Join(t.TempDir(), "fs"), ""
+	require.NoError(t, os.Mkdir(dir, 0o755))
+	if p.needsTar {
+		blob = filepath.Join(t.TempDir(), "tar")
+		require.NoError(t, os.WriteFile(blob, b, 0o600))
+	}
+	if err := mountImage(path, blob, dir); err != nil {
+		t.Skipf("EROFS images can't refer to a tar here: %v", err)
+	}
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
+	return dir, out, nil
+}
+
+// places runs a test with all kinds of layers.
 func places(t *testing.T, f func(t *testing.T, unpack testUnpack)) {
+	t.Run("tar", func(t *testing.T) { f(t, unpackTar) })
 	t.Run("directory", func(t *testing.T) { f(t, unpackIn) })
 	t.Run("image", func(t *testing.T) { f(t, unpackImage) })
 }
@@ -242,7 +274,7 @@ func TestDirectoriesWithoutEntryInherit(t *testing.T) {
 	top := filepath.Join(root, "fs")
 	dir, err := newDirPlace(top)
 	require.NoError(t, err)
-	img, err := newImagePlace(filepath.Join(root, "image"), new(room).share(true))
+	img, err := newImagePlace(filepath.Join(root, "image"), new(room).share(true), false)
 	require.NoError(t, err)
 	for _, p := range []place{dir, img} {
 		out, _, err := unpackTo(context.Background(), bytes.NewReader(b), p, Limits{}.withDefaults(), true, nil)
@@ -253,7 +285,7 @@ func TestDirectoriesWithoutEntryInherit(t *testing.T) {
 	}
 	mounted := filepath.Join(root, "mounted")
 	require.NoError(t, os.Mkdir(mounted, 0o755))
-	require.NoError(t, mountImage(img.f.path, mounted))
+	require.NoError(t, mountImage(img.f.path, "", mounted))
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(mounted, 0)) })
 	for _, top := range []string{top, mounted} {
 		fi, err := os.Stat(filepath.Join(top, "tmp"))

@@ -80,7 +80,7 @@ func FuzzExtractToImage(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		dir := t.TempDir()
 		var room room
-		img, err := newImagePlace(filepath.Join(dir, "image"), room.share(false))
+		img, err := newImagePlace(filepath.Join(dir, "image"), room.share(false), false)
 		require.NoError(t, err)
 		limits := Limits{LayerBytes: 1 << 20, LayerEntries: 1000}
 		out, _, err := unpackTo(context.Background(), bytes.NewReader(b), img, limits, true, nil)
@@ -99,7 +99,7 @@ func FuzzExtractToImage(f *testing.F) {
 
 // tryMount has the kernel look at an image, if it can.
 func tryMount(path string) error {
-	fd, err := openImage(path)
+	fd, err := openImage(path, "")
 	if errors.Is(err, unix.ENOTBLK) || errors.Is(err, unix.ENODEV) {
 		return nil
 	}

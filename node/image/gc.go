@@ -88,6 +88,11 @@ func (s *Store) live() map[digest.Digest]struct{} {
 	for d := range s.leased {
 		live[d] = struct{}{}
 	}
+	for chain, rec := range s.layers {
+		if _, ok := live[chain]; ok && rec.Tar != "" { // another image's blob, perhaps
+			live[rec.Tar] = struct{}{}
+		}
+	}
 	return live
 }
 
@@ -96,21 +101,25 @@ func (s *Store) live() map[digest.Digest]struct{} {
 func (s *Store) free(n needed) ([]digest.Digest, error) {
 	live := s.live()
 	var errs []error
-	for _, d := range n.blobs {
-		if _, ok := live[d]; !ok {
-			errs = append(errs, s.removeBlob(d))
-		}
-	}
+	blobs := slices.Clone(n.blobs)
 	var freed []digest.Digest
 	for _, chain := range slices.Backward(n.chains) {
 		if _, ok := live[chain]; ok {
 			continue
 		}
-		if _, ok := s.layers[chain]; ok {
+		if rec, ok := s.layers[chain]; ok {
 			delete(s.layers, chain)
 			errs = append(errs, s.trashLayer(chain))
+			if rec.Tar != "" {
+				blobs = append(blobs, rec.Tar)
+			}
 		}
 		freed = append(freed, chain)
+	}
+	for _, d := range blobs {
+		if _, ok := live[d]; !ok {
+			errs = append(errs, s.removeBlob(d))
+		}
 	}
 	return freed, errors.Join(errs...)
 }

@@ -25,16 +25,20 @@ type imagePlace struct {
 	hidden  map[erofs.ID]struct{} // opaque directories
 	veiled  map[erofs.ID]struct{} // directories with whiteouts
 	skipped map[string]struct{}
+	// needsTar says, once it is finished, that the tar has contents that the image
+	// refers to.
+	needsTar bool
 }
 
-// newImagePlace makes an image file whose tree takes its memory from room.
-func newImagePlace(path string, room *share) (*imagePlace, error) {
+// newImagePlace makes an image file whose tree takes its memory from room. With tar,
+// contents may lie in one.
+func newImagePlace(path string, room *share, tar bool) (*imagePlace, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	p := &imagePlace{f: &reopened{path: path, f: f}, room: room, hidden: map[erofs.ID]struct{}{}, veiled: map[erofs.ID]struct{}{}, skipped: map[string]struct{}{}}
-	p.w = erofs.New(p.f, erofs.Options{Reserve: room.take})
+	p.w = erofs.New(p.f, erofs.Options{Reserve: room.take, Tar: tar})
 	return p, nil
 }
 
@@ -174,6 +178,13 @@ func (p *imagePlace) mknod(kind, major, minor uint32, dir int, base string) erro
 }
 
 func (p *imagePlace) file(dir int, base string, r io.Reader, size int64, a attributes) (int64, error) {
+	if in, ok := r.(inTar); ok {
+		id, err := p.w.CreateAt(erofs.ID(dir), base, size, in.at)
+		if err != nil {
+			return 0, tooLarge(err)
+		}
+		return size, p.attr(id, a)
+	}
 	id, n, err := p.w.Create(erofs.ID(dir), base, size, r)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return n, api.InvalidArgument("read archive: %w", err)
@@ -296,5 +307,6 @@ func (p *imagePlace) finish() error {
 		}
 	}
 	_, err := p.w.Finish()
+	p.needsTar = p.w.NeedsTar()
 	return tooLarge(err)
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -94,7 +95,7 @@ func (s *Store) use(user string, chain digest.Digest) (string, error) {
 		return "", fmt.Errorf("look at layer %s: %w", chain, err)
 	}
 	if !on {
-		if err := mountImage(s.imagePath(chain), fs); err != nil {
+		if err := s.mountLayer(rec, fs); err != nil {
 			if slices.ContainsFunc(imageErrors, func(e error) bool { return errors.Is(err, e) }) {
 				return "", &damaged{chain, err}
 			}
@@ -212,10 +213,19 @@ func (s *Store) unmountIdle(before time.Time) error {
 	return errors.Join(errs...)
 }
 
-// mountImage mounts an image file without a loop device. Nothing is run from where it
-// is mounted, only from overlays above.
-func mountImage(image, target string) error {
-	mfd, err := openImage(image)
+// mountLayer mounts a layer's image file without a loop device. Nothing is run from
+// where it is mounted, only from overlays above.
+func (s *Store) mountLayer(rec layerRecord, target string) error {
+	tar := ""
+	if rec.Tar != "" {
+		tar = s.blobPath(rec.Tar)
+	}
+	return mountImage(s.imagePath(rec.Chain), tar, target)
+}
+
+// mountImage mounts an image file; see openImage for tar.
+func mountImage(image, tar, target string) error {
+	mfd, err := openImage(image, tar)
 	if err != nil {
 		return err
 	}
@@ -226,8 +236,9 @@ func mountImage(image, target string) error {
 	return nil
 }
 
-// openImage returns a mount of an image file that is nowhere yet.
-func openImage(image string) (int, error) {
+// openImage returns a mount of an image file that is nowhere yet. tar is where the
+// contents are that it refers to; empty if there are none. The mount keeps both open.
+func openImage(image, tar string) (int, error) {
 	fsfd, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("fsopen erofs: %w", err)
@@ -235,6 +246,11 @@ func openImage(image string) (int, error) {
 	defer unix.Close(fsfd)
 	if err := unix.FsconfigSetString(fsfd, "source", image); err != nil {
 		return -1, fmt.Errorf("EROFS source %s: %w%s", image, err, fsMessages(fsfd))
+	}
+	if tar != "" {
+		if err := unix.FsconfigSetString(fsfd, "device", tar); err != nil {
+			return -1, fmt.Errorf("EROFS device %s: %w%s", tar, err, fsMessages(fsfd))
+		}
 	}
 	if err := unix.FsconfigSetFlag(fsfd, "ro"); err != nil {
 		return -1, fmt.Errorf("EROFS option ro: %w%s", err, fsMessages(fsfd))
@@ -250,29 +266,43 @@ func openImage(image string) (int, error) {
 }
 
 // probeImages tries whether image files below the root can be mounted, attributes
-// that overlayfs needs included.
-func (s *Store) probeImages() error {
+// that overlayfs needs included, and whether they can be such that refer to a tar.
+func (s *Store) probeImages() (plain, tar error) {
 	dir, err := os.MkdirTemp(s.path("staging"), "probe-")
 	if err != nil {
-		return err
+		return err, err
 	}
-	return errors.Join(tryImage(filepath.Join(dir, "image")), os.RemoveAll(dir))
+	plain = tryImage(filepath.Join(dir, "image"), "")
+	if tar = plain; tar == nil {
+		tar = tryImage(filepath.Join(dir, "tree"), filepath.Join(dir, "tar"))
+	}
+	return plain, errors.Join(tar, os.RemoveAll(dir))
 }
 
-func tryImage(path string) error {
-	f, err := os.Create(path)
+// tryImage mounts an image, and reads from it what lies in a tar, if there is one.
+func tryImage(image, tar string) error {
+	f, err := os.Create(image)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	w := erofs.New(f, erofs.Options{})
+	w := erofs.New(f, erofs.Options{Tar: tar != ""})
 	if err := w.AddXattr(erofs.Root, erofs.Xattr{Name: opaqueXattr, Value: "y"}); err != nil {
 		return err
+	}
+	want := bytes.Repeat([]byte("tar"), 3000) // some pages, and no whole number of blocks
+	if tar != "" {
+		if err := os.WriteFile(tar, slices.Concat(make([]byte, tarBlock), want, make([]byte, tarBlock)), 0o600); err != nil {
+			return err
+		}
+		if _, err := w.CreateAt(erofs.Root, "file", int64(len(want)), tarBlock); err != nil {
+			return err
+		}
 	}
 	if _, err := w.Finish(); err != nil {
 		return err
 	}
-	mfd, err := openImage(path)
+	mfd, err := openImage(image, tar)
 	if err != nil {
 		return err
 	}
@@ -281,10 +311,17 @@ func tryImage(path string) error {
 	if err != nil {
 		return fmt.Errorf("open EROFS root: %w", err)
 	}
-	file := os.NewFile(uintptr(root), path)
+	file := os.NewFile(uintptr(root), image)
 	defer file.Close()
 	if !isOpaque(file) {
 		return errors.New("this kernel's EROFS keeps no extended attributes")
 	}
-	return nil
+	if tar == "" {
+		return nil
+	}
+	got, err := os.ReadFile(procPath(root, "file"))
+	if err == nil && !bytes.Equal(got, want) {
+		err = errors.New("this kernel's EROFS reads something else than a tar has")
+	}
+	return err
 }

@@ -54,10 +54,12 @@ type Store struct {
 	overlay bool // containers are overlay mounts; else copies
 	// mountable says that layers can be image files.
 	mountable bool
-	mounts    *mounts
-	room      room
-	boot      string
-	workers   chan struct{} // holds one token for each layer that is being unpacked
+	// tars says that such an image can refer to a tar for what files contain.
+	tars    bool
+	mounts  *mounts
+	room    room
+	boot    string
+	workers chan struct{} // holds one token for each layer that is being unpacked
 
 	ingests ingests
 	fetches flights[digest.Digest] // by blob
@@ -129,10 +131,14 @@ func (s *Store) load() error {
 		return fmt.Errorf("put away what is half-made: %w", err)
 	}
 	s.overlay = s.probeOverlay()
-	if err := s.probeImages(); err == nil {
-		s.mountable = true
-	} else if s.overlay && !s.cfg.Directories {
-		s.log.Info("layers are unpacked into directories: an EROFS image can't be mounted from a file here", "root", s.cfg.Root, "reason", err)
+	images, tars := s.probeImages()
+	s.mountable, s.tars = images == nil, tars == nil
+	switch {
+	case !s.overlay || s.cfg.Directories || s.tars:
+	case s.mountable:
+		s.log.Info("layers without compression are copied: an EROFS image can't refer to a tar here", "root", s.cfg.Root, "reason", tars)
+	default:
+		s.log.Info("layers are unpacked into directories: an EROFS image can't be mounted from a file here", "root", s.cfg.Root, "reason", images)
 	}
 	if err := s.makeInit(); err != nil {
 		return fmt.Errorf("make the lowest layer: %w", err)

@@ -45,6 +45,8 @@ type layerRecord struct {
 	// Image says that the layer is an EROFS image file, mounted where others have
 	// their directory.
 	Image bool `json:"image,omitempty"`
+	// Tar is the blob that has the contents, if the image has only the tree.
+	Tar digest.Digest `json:"tar,omitempty"`
 	// Overlay says that whiteouts are marked as overlayfs knows them. Without it
 	// they are only listed.
 	Overlay   bool     `json:"overlay"`
@@ -88,6 +90,10 @@ func (s *Store) loadLayers() error {
 			err = errors.New("was unpacked for another kind of snapshots")
 		case err == nil && rec.Image && !s.mountable:
 			err = errors.New("is an image file, which can't be mounted here")
+		case err == nil && rec.Tar != "" && !s.tars:
+			err = errors.New("is a tar, which can't be mounted here")
+		case err == nil && rec.Tar != "" && !s.has(rec.Tar):
+			err = fmt.Errorf("stands on blob %s, which is not here", rec.Tar)
 		}
 		if err != nil {
 			s.log.Warn("layer is dropped, and unpacked again when needed", "path", path, "reason", err)
@@ -222,28 +228,45 @@ func (u *unpacker) stage(ctx context.Context, i int, turn bool) (*staged, error)
 			return st.of(i, ref)
 		}
 	}
+	st, err := u.unpack(ctx, i, turn, false)
+	if errors.Is(err, errPadding) {
+		st, err = u.unpack(ctx, i, turn, true)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return st.of(i, ref)
+}
+
+// unpack unpacks the i-th layer's blob; see Store.unpack for copied.
+func (u *unpacker) unpack(ctx context.Context, i int, turn, copied bool) (*staged, error) {
+	ref := u.refs[i]
 	src, err := u.source(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
 	defer src.Close()
-	if _, waits := src.(*arriving); !waits { // who waits for the network must not keep others from working
+	counted := counter{r: src, tell: func(n int64) {
+		if u.progress != nil {
+			u.progress(i, n)
+		}
+	}}
+	var r io.Reader = &counted
+	job := job{turn: turn, copied: copied}
+	if a, waits := src.(*arriving); waits { // who waits for the network must not keep others from working
+		r, job.sum = &skipped{counted, a}, a.digest
+	} else {
 		free, err := u.s.work(ctx)
 		if err != nil {
 			return nil, err
 		}
 		defer free()
 	}
-	counted := &counter{r: src, tell: func(n int64) {
-		if u.progress != nil {
-			u.progress(i, n)
-		}
-	}}
-	st, err := u.s.unpack(ctx, counted, turn, nil)
+	st, err := u.s.unpack(ctx, r, job)
 	if err != nil {
 		return nil, wrapUnpack(ref.Desc.Digest, err)
 	}
-	return st.of(i, ref)
+	return st, nil
 }
 
 // work waits for one of the workers that unpack; free lets the next have it.
@@ -258,7 +281,7 @@ func (s *Store) work(ctx context.Context) (free func(), err error) {
 
 // wrapUnpack names the blob. Errors without a class are this host's own.
 func wrapUnpack(d digest.Digest, err error) error {
-	if errors.Is(err, context.Canceled) || errors.Is(err, errNoRoom) || errdefs.IsInvalidArgument(err) || errdefs.IsUnavailable(err) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, errNoRoom) || errors.Is(err, errPadding) || errdefs.IsInvalidArgument(err) || errdefs.IsUnavailable(err) {
 		return fmt.Errorf("unpack layer %s: %w", d, err)
 	}
 	return api.Internal("unpack layer %s: %w", d, err)
@@ -278,6 +301,18 @@ func (c *counter) Read(b []byte) (int, error) {
 		c.tell(c.n)
 	}
 	return n, err
+}
+
+// skipped is a counter of what can be passed over, which counts, too.
+type skipped struct {
+	counter
+	s skipper
+}
+
+func (c *skipped) pass(n int64) error {
+	c.n += n
+	c.tell(c.n)
+	return c.s.pass(n)
 }
 
 // staged is a layer that was unpacked but isn't one of the store's yet.
@@ -305,28 +340,47 @@ func (st *staged) of(i int, ref layerRef) (*staged, error) {
 	return st, nil
 }
 
+// job says how a layer is unpacked.
+type job struct {
+	turn   bool // the layers below are there
+	copied bool // contents are copied, even of a blob that has them as they are
+	// sum, which may be nil, is the blob's digest once all of it was read: then a blob
+	// that isn't compressed need not be hashed again.
+	sum func() digest.Digest
+}
+
 // unpack unpacks a layer, compressed or not, in a directory of its own below staging:
-// reading and decompressing, hashing and writing files run beside each other.
-// sum, which may be nil, is the blob's digest once all of it was read: then a blob
-// that isn't compressed need not be hashed again.
-func (s *Store) unpack(ctx context.Context, blob io.Reader, turn bool, sum func() digest.Digest) (*staged, error) {
+// reading and decompressing, hashing and writing files run beside each other. It is
+// errPadding if only copying will do.
+func (s *Store) unpack(ctx context.Context, blob io.Reader, j job) (*staged, error) {
+	in := newRawTar(blob, s.cfg.Limits.tarBytes())
+	head, err := in.peek(magicSize)
+	if err != nil {
+		return nil, err
+	}
 	dir, err := os.MkdirTemp(s.path("staging"), "layer-")
 	if err != nil {
 		return nil, err
 	}
-	to, err := s.newPlace(dir, turn)
+	raw := s.tars && !j.copied && detect(head) == plain
+	to, err := s.newPlace(dir, j.turn, raw)
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	st := &staged{dir: dir, to: to}
-	if st.out, st.diff, err = unpackTo(ctx, blob, to, s.cfg.Limits, s.overlay, sum); err != nil {
+	if _, isImage := to.(*imagePlace); raw && isImage {
+		st.out, st.diff, err = unpackTree(ctx, in, to, s.cfg.Limits, s.overlay, j.sum)
+	} else {
+		st.out, st.diff, err = unpackTo(ctx, in, to, s.cfg.Limits, s.overlay, j.sum)
+	}
+	if err != nil {
 		return nil, errors.Join(err, st.drop())
 	}
 	return st, nil
 }
 
 // newPlace is where layers go on this host: below dir, an image file or a directory.
-func (s *Store) newPlace(dir string, turn bool) (place, error) {
+func (s *Store) newPlace(dir string, turn, raw bool) (place, error) {
 	fs := filepath.Join(dir, "fs")
 	if !s.overlay || !s.mountable || s.cfg.Directories {
 		return newDirPlace(fs)
@@ -334,7 +388,30 @@ func (s *Store) newPlace(dir string, turn bool) (place, error) {
 	if err := os.Mkdir(fs, 0o755); err != nil {
 		return nil, err
 	}
-	return newImagePlace(filepath.Join(dir, "image"), s.room.share(turn))
+	return newImagePlace(filepath.Join(dir, "image"), s.room.share(turn), raw)
+}
+
+// unpackTree unpacks a layer's tree to an image, which refers to the tar for contents,
+// and returns its diff ID.
+func unpackTree(ctx context.Context, in *rawTar, to place, limits Limits, mark bool, sum func() digest.Digest) (extracted, digest.Digest, error) {
+	if sum == nil {
+		digester := digest.SHA256.Digester()
+		sum = digester.Digest
+		ahead := newReadAhead(io.TeeReader(in, digester.Hash()))
+		defer ahead.Close()
+		in = newRawTar(ahead, in.left)
+	}
+	x := newExtractor(to, limits, mark)
+	x.raw = in
+	out, err := x.run(ctx, in)
+	if err != nil {
+		return out, "", err
+	}
+	// What follows the end mark counts for the digest.
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return out, "", badTar(err)
+	}
+	return out, sum(), in.end()
 }
 
 // unpackTo unpacks a layer to a place and returns its diff ID.
@@ -345,9 +422,7 @@ func unpackTo(ctx context.Context, blob io.Reader, to place, limits Limits, mark
 	}
 	defer plainTar.Close()
 	digester := digest.SHA256.Digester()
-	// A tar of many small files is larger than its files: 512 bytes of header and
-	// up to 511 of padding each, more with long names.
-	var r io.Reader = &bounded{r: plainTar, left: limits.LayerBytes + int64(limits.LayerEntries)*4096}
+	var r io.Reader = &bounded{r: plainTar, left: limits.tarBytes()}
 	diff := digester.Digest
 	if packed == plain && sum != nil {
 		diff = sum
@@ -360,7 +435,6 @@ func unpackTo(ctx context.Context, blob io.Reader, to place, limits Limits, mark
 	if err != nil {
 		return out, "", err
 	}
-	// What follows the end mark counts for the digest.
 	if _, err := io.Copy(io.Discard, ahead); err != nil {
 		return out, "", badTar(err)
 	}
@@ -398,10 +472,13 @@ func (s *Store) commitLayer(st *staged, ref layerRef, below []layerRef) error {
 	if err := st.to.Close(); err != nil {
 		return wrapUnpack(ref.Desc.Digest, err)
 	}
-	_, isImage := st.to.(*imagePlace)
+	img, isImage := st.to.(*imagePlace)
 	rec := layerRecord{
 		Chain: ref.Chain, Diff: ref.Diff, Size: st.out.bytes, Entries: st.out.entries, Image: isImage,
 		Boot: s.boot, Overlay: s.overlay, OpaqueRoot: slices.Contains(st.out.opaques, "."),
+	}
+	if isImage && img.needsTar {
+		rec.Tar = st.diff
 	}
 	if !s.overlay {
 		rec.Whiteouts, rec.Opaques = st.out.whiteouts, st.out.opaques
@@ -413,6 +490,9 @@ func (s *Store) commitLayer(st *staged, ref layerRef, below []layerRef) error {
 	defer s.mu.Unlock()
 	if _, ok := s.layers[ref.Chain]; ok {
 		return nil // st is dropped
+	}
+	if rec.Tar != "" && !s.has(rec.Tar) {
+		return api.Internal("keep layer %s: its blob is not here", ref.Diff)
 	}
 	if err := os.Chmod(st.dir, 0o711); err != nil { //nolint:gosec // users of containers look up paths through it
 		return err
