@@ -25,8 +25,7 @@ import (
 	"github.com/shoal-engine/shoal/node/image"
 )
 
-func gz(t testing.TB, b []byte) []byte {
-	t.Helper()
+func gz(t require.TestingT, b []byte) []byte {
 	var out bytes.Buffer
 	w := gzip.NewWriter(&out)
 	_, err := w.Write(b)
@@ -35,8 +34,7 @@ func gz(t testing.TB, b []byte) []byte {
 	return out.Bytes()
 }
 
-func zst(t testing.TB, b []byte) []byte {
-	t.Helper()
+func zst(t require.TestingT, b []byte) []byte {
 	w, err := zstd.NewWriter(nil)
 	require.NoError(t, err)
 	return w.EncodeAll(b, nil)
@@ -44,8 +42,7 @@ func zst(t testing.TB, b []byte) []byte {
 
 // layout is an OCI archive of one image whose layers are packed by pack. edit, which
 // may be nil, changes the members before they are written.
-func layout(t testing.TB, ref string, pack func([]byte) []byte, mediaType string, edit func(map[string][]byte), layers ...[]byte) []byte {
-	t.Helper()
+func layout(t require.TestingT, ref string, pack func([]byte) []byte, mediaType string, edit func(map[string][]byte), layers ...[]byte) []byte {
 	members := map[string][]byte{ocispec.ImageLayoutFile: []byte(`{"imageLayoutVersion":"1.0.0"}`)}
 	put := func(mediaType string, b []byte) ocispec.Descriptor {
 		d := digest.FromBytes(b)

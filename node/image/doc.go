@@ -11,7 +11,8 @@
 //	records/kept/<hex>       a name of what is more than an image here (an index with all platforms) or none
 //	records/*/*.corrupt      records that did not verify, set aside by Open
 //	layers/<chain>/fs        a layer as overlayfs wants it, named by its chain ID
-//	layers/<chain>/image     the layer as an EROFS image, which is mounted at fs while containers use it
+//	layers/<chain>/image     the layer as an EROFS image, which is mounted at fs while containers use it;
+//	                         of one whose blob is a plain tar only the tree: contents stay in the blob
 //	layers/<chain>/layer     its record: diff ID, size, whiteouts
 //	layers/<chain>/synced    is there once fs is known to be on the disk
 //	layers/init/fs           the lowest layer of every container: mount points that images may lack
@@ -20,9 +21,10 @@
 //	quarantine/<hex>         blobs that Verify found damaged; see Verify
 //	trash/                   trees that are being removed; emptied by Run
 //
-// Blobs and records are the truth and are synced before they count. Layers are a
-// cache of blobs: one that is missing is unpacked again, and one that was not
-// synced before the machine went down is dropped (a killed process loses nothing).
+// Blobs and records are the truth and are synced before they count. Layers are a cache
+// of blobs: one that is missing is unpacked again, and one that was not synced before
+// the machine went down is dropped (a killed process loses nothing). A blob that a layer
+// refers to for contents stays as long as the layer.
 // Records are a JSON file each, with a checksum, replaced by rename: one that is
 // damaged costs one image or one name, and can be read with any pager. (Writing one
 // was measured at 0.7 ms, a transaction of bbolt at 0.4 ms: nothing beside a load.)

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -210,10 +211,16 @@ func TestImagesShowWhatDirectoriesShow(t *testing.T) {
 			layers = append(layers, drawTar(t))
 		}
 		archive := layered(t, "app:1", layers...)
-		var seen [2][]string
-		var errs [2]error
-		for i, s := range []*image.Store{images, dirs} {
-			if _, errs[i] = text(s.Load(ctx, bytes.NewReader(archive), api.LoadOptions{Quiet: true})); errs[i] != nil {
+		// What is compressed is copied; what isn't stays in the tar.
+		packed := layout(t, "app:1", func(b []byte) []byte { return gz(t, b) }, ocispec.MediaTypeImageLayerGzip, nil, layers...)
+		var seen [3][]string
+		var errs [3]error
+		for i, c := range []struct {
+			s       *image.Store
+			archive []byte
+		}{{images, archive}, {dirs, archive}, {images, packed}} {
+			s := c.s
+			if _, errs[i] = text(s.Load(ctx, bytes.NewReader(c.archive), api.LoadOptions{Quiet: true})); errs[i] != nil {
 				continue
 			}
 			img, err := s.Get(ctx, "app:1")
@@ -228,14 +235,17 @@ func TestImagesShowWhatDirectoriesShow(t *testing.T) {
 			require.NoError(t, err)
 		}
 		require.Equal(t, errs[1] == nil, errs[0] == nil, "%v, but %v", errs[1], errs[0])
+		require.Equal(t, errs[1] == nil, errs[2] == nil, "%v, but %v", errs[1], errs[2])
 		if errs[0] != nil {
 			refused++
 			if len(layers) == 1 { // of several, unpacked at once, either may be refused first
 				require.Equal(t, api.Status(errs[1]), api.Status(errs[0]), "%v, but %v", errs[1], errs[0])
+				require.Equal(t, api.Status(errs[1]), api.Status(errs[2]), "%v, but %v", errs[1], errs[2])
 			}
 			return
 		}
 		require.Equal(t, seen[1], seen[0])
+		require.Equal(t, seen[1], seen[2])
 	})
 	require.Less(t, refused, n*3/4, "most must be comparable")
 }

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"archive/tar"
@@ -95,6 +98,77 @@ func FuzzExtractToImage(f *testing.F) {
 		require.NoError(t, img.Close())
 		require.Zero(t, room.used)
 	})
+}
+
+// A tree that refers to the tar shows what one with copies shows, and is refused when
+// that is.
+func FuzzTreeOfATar(f *testing.F) {
+	needsRoot(f)
+	f.Add(writeTar(f, tar.Header{Name: "a/b"}, tar.Header{Name: "a/.wh.b"}, tar.Header{Name: ".wh..wh..opq"}))
+	f.Add(writeTar(f, tar.Header{Name: "x"}, tar.Header{Typeflag: tar.TypeLink, Name: "a", Linkname: "x"}, tar.Header{Name: "x"}))
+	f.Add(writeTar(f, tar.Header{Name: "x", PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}}, tar.Header{Name: "y"}))
+	f.Add(writeTar(f, tar.Header{Name: "x"})[:513])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		dir := t.TempDir()
+		at := func(name string) string { return filepath.Join(dir, name) }
+		require.NoError(t, os.WriteFile(at("tar"), b, 0o600))
+		limits := Limits{LayerBytes: 1 << 20, LayerEntries: 1000}
+		shown := func(name string, isTree bool) ([]string, error) {
+			img, err := newImagePlace(at(name), new(room).share(false), isTree)
+			require.NoError(t, err)
+			defer img.Close()
+			var out extracted
+			if isTree {
+				out, _, err = unpackTree(context.Background(), newRawTar(bytes.NewReader(b), limits.tarBytes()), img, limits, true, nil)
+			} else {
+				out, _, err = unpackTo(context.Background(), bytes.NewReader(b), img, limits, true, nil)
+			}
+			if err != nil {
+				return nil, err
+			}
+			require.NoError(t, settle(img, lowers{}, out))
+			require.NoError(t, img.finish())
+			blob := ""
+			if img.needsTar {
+				blob = at("tar")
+			}
+			require.NoError(t, os.Mkdir(at(name+".fs"), 0o755))
+			if err := mountImage(at(name), blob, at(name+".fs")); err != nil {
+				t.Skip(err)
+			}
+			defer func() { require.NoError(t, unix.Unmount(at(name+".fs"), 0)) }()
+			return listed(t, at(name+".fs")), nil
+		}
+		if head := b[:min(len(b), magicSize)]; detect(head) != plain {
+			return
+		}
+		copied, err := shown("copied", false)
+		tree, treeErr := shown("tree", true)
+		if errors.Is(treeErr, errPadding) {
+			require.NoError(t, err)
+			return
+		}
+		require.Equal(t, err == nil, treeErr == nil, "%v, but %v", err, treeErr)
+		require.Equal(t, copied, tree)
+	})
+}
+
+// listed is a tree with its files' contents.
+func listed(t *testing.T, root string) (all []string) {
+	require.NoError(t, filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		require.NoError(t, err)
+		fi, err := d.Info()
+		require.NoError(t, err)
+		line := fmt.Sprint(strings.TrimPrefix(p, root), fi.Mode(), fi.ModTime(), fi.Sys().(*syscall.Stat_t).Nlink)
+		if fi.Mode().IsRegular() {
+			b, err := os.ReadFile(p)
+			require.NoError(t, err)
+			line += fmt.Sprintf("%q", b)
+		}
+		all = append(all, line)
+		return nil
+	}))
+	return all
 }
 
 // tryMount has the kernel look at an image, if it can.

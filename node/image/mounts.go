@@ -161,6 +161,30 @@ func (s *Store) trashLayer(chain digest.Digest) error {
 	return s.trash(s.layerPath(chain))
 }
 
+// detachTar unmounts the layers whose contents are in a blob, so that whoever mounts
+// them next finds the blob that is there then. It counts the containers that run over
+// one of them, which keep the one that was there.
+func (s *Store) detachTar(blob digest.Digest) (running int64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mounts.mu.Lock()
+	defer s.mounts.mu.Unlock()
+	users := map[string]struct{}{}
+	var errs []error
+	for chain, rec := range s.layers {
+		if rec.Tar != blob {
+			continue
+		}
+		errs = append(errs, unmountLayer(s.layerFS(chain), unix.MNT_DETACH))
+		for id := range s.boxes {
+			if _, uses := s.mounts.users[id][chain]; uses {
+				users[id] = struct{}{}
+			}
+		}
+	}
+	return int64(len(users)), errors.Join(errs...)
+}
+
 // unmountLayer unmounts what is there, if anything is.
 func unmountLayer(fs string, flags int) error {
 	err := unix.Unmount(fs, unix.UMOUNT_NOFOLLOW|flags)
@@ -216,11 +240,22 @@ func (s *Store) unmountIdle(before time.Time) error {
 // mountLayer mounts a layer's image file without a loop device. Nothing is run from
 // where it is mounted, only from overlays above.
 func (s *Store) mountLayer(rec layerRecord, target string) error {
-	tar := ""
-	if rec.Tar != "" {
-		tar = s.blobPath(rec.Tar)
+	if rec.Tar == "" {
+		return mountImage(s.imagePath(rec.Chain), "", target)
 	}
-	return mountImage(s.imagePath(rec.Chain), tar, target)
+	blob, err := os.Open(s.blobPath(rec.Tar))
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	fi, err := blob.Stat()
+	if err != nil {
+		return err
+	}
+	if fi.Size() != rec.TarSize {
+		return fmt.Errorf("blob %s has %d bytes, not %d: %w", rec.Tar, fi.Size(), rec.TarSize, unix.EUCLEAN)
+	}
+	return mountImage(s.imagePath(rec.Chain), procPath(int(blob.Fd()), ""), target)
 }
 
 // mountImage mounts an image file; see openImage for tar.
@@ -265,18 +300,19 @@ func openImage(image, tar string) (int, error) {
 	return mfd, nil
 }
 
-// probeImages tries whether image files below the root can be mounted, attributes
-// that overlayfs needs included, and whether they can be such that refer to a tar.
-func (s *Store) probeImages() (plain, tar error) {
-	dir, err := os.MkdirTemp(s.path("staging"), "probe-")
+// Probe tries how layers can be kept below a directory: as image files, attributes
+// that overlayfs needs included, and as tars to which image files refer. Each nil
+// error says that it works.
+func Probe(below string) (images, tars error) {
+	dir, err := os.MkdirTemp(below, ".probe-")
 	if err != nil {
 		return err, err
 	}
-	plain = tryImage(filepath.Join(dir, "image"), "")
-	if tar = plain; tar == nil {
-		tar = tryImage(filepath.Join(dir, "tree"), filepath.Join(dir, "tar"))
+	images = tryImage(filepath.Join(dir, "image"), "")
+	if tars = images; tars == nil {
+		tars = tryImage(filepath.Join(dir, "tree"), filepath.Join(dir, "tar"))
 	}
-	return plain, errors.Join(tar, os.RemoveAll(dir))
+	return images, errors.Join(tars, os.RemoveAll(dir))
 }
 
 // tryImage mounts an image, and reads from it what lies in a tar, if there is one.

@@ -131,7 +131,7 @@ func (s *Store) load() error {
 		return fmt.Errorf("put away what is half-made: %w", err)
 	}
 	s.overlay = s.probeOverlay()
-	images, tars := s.probeImages()
+	images, tars := Probe(s.path("staging"))
 	s.mountable, s.tars = images == nil, tars == nil
 	switch {
 	case !s.overlay || s.cfg.Directories || s.tars:

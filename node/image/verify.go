@@ -263,6 +263,13 @@ func (s *Store) verifyBlob(ctx context.Context, it *item) error {
 		it.State, it.Why = CheckLost, damage+"; could not be put aside: "+err.Error()
 		return nil
 	}
+	n, err = s.detachTar(it.Digest)
+	if err != nil {
+		s.log.Warn("layers of a damaged blob could not be unmounted", "blob", it.Digest, "error", err)
+	}
+	if n > 0 {
+		damage += fmt.Sprintf("; %d running containers see what is damaged until they are started again", n)
+	}
 	s.mend(ctx, it, damage)
 	return ctx.Err()
 }
