@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"sync"
 	"time"
 
@@ -63,22 +64,12 @@ func (b *bench) ping(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	before, err := campaigns(l)
+	during := time.Duration(b.minutes * float64(time.Minute))
+	full, seen, err := b.besideCopies(ctx, l, during)
 	if err != nil {
 		return err
 	}
-	var copied copies
-	lead := watchLeader(l.Control(3))
-	full, err := b.probed(ctx, l, time.Duration(b.minutes*float64(time.Minute)), func(ctx context.Context) error { return b.copyOn(ctx, l, &copied) })
-	moves := lead()
-	if err != nil {
-		return err
-	}
-	after, err := campaigns(l)
-	if err != nil {
-		return err
-	}
-	note := fmt.Sprintf("%d copies, %.0f %% of the link's rate; peer: the same without a transfer", copied.n, 100*copied.share())
+	note := fmt.Sprintf("%.0f %% of the link used; peer: the same without a transfer", 100*seen.share)
 	for _, p := range []struct {
 		name string
 		of   func(samples) []float64
@@ -95,7 +86,7 @@ func (b *bench) ping(ctx context.Context) (err error) {
 	}
 	b.add(figure{"link kept full: p99 of the answer through node 2 over idle", "ms", percentile(full.far, 99) - percentile(idle.far, 99), pingGoal,
 		fmt.Sprintf("peer: the goal; beside a plain TLS stream the 100 bytes take %s ms more than idle", number(percentile(plain, 99)-percentile(idle.wire, 99)))})
-	b.add(figure{"changes of the raft leader meanwhile", "", float64(moves), 0, fmt.Sprintf("in %v; %d elections were called", time.Duration(b.minutes*float64(time.Minute)).Round(time.Second), after-before)})
+	b.add(figure{"changes of the raft leader meanwhile", "", float64(seen.moves), 0, fmt.Sprintf("in %v; %d elections were called", during.Round(time.Second), seen.elections)})
 	return nil
 }
 
@@ -224,24 +215,58 @@ func (b *bench) besideStream(ctx context.Context, l *lab.Lab) ([]float64, error)
 	return b.rallied(ctx, l, quietTime)
 }
 
-// copies are those that kept the link full.
-type copies struct {
-	n      int
-	copied time.Duration
+// arrived is how many bytes a node's link has brought it so far.
+func arrived(l *lab.Lab, node int) (float64, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", l.Pid(node)))
+	if err != nil {
+		return 0, err
+	}
+	m := regexp.MustCompile(`(?m)^\s*eth0:\s*(\d+)`).FindSubmatch(raw)
+	if m == nil {
+		return 0, fmt.Errorf("node %d has no eth0", node)
+	}
+	return strconv.ParseFloat(string(m[1]), 64)
 }
 
-// share is how much of the link they used, of 1.
-func (c *copies) share() float64 {
-	return float64(c.n) * pingSize * 8 / pingRate / max(c.copied.Seconds(), 1e-9)
+// seen is what else happened while the link was kept full.
+type seen struct {
+	share            float64 // of the link that was used, of 1
+	moves, elections int     // of Raft's leadership
+}
+
+// besideCopies asks while the link is kept full.
+func (b *bench) besideCopies(ctx context.Context, l *lab.Lab, during time.Duration) (s samples, all seen, err error) {
+	called, err := campaigns(l)
+	if err != nil {
+		return s, all, err
+	}
+	bytes, err := arrived(l, 2)
+	if err != nil {
+		return s, all, err
+	}
+	begin := time.Now()
+	stop := watchLeader(l.Control(3))
+	s, err = b.probed(ctx, l, during, func(ctx context.Context) error { return b.copyOn(ctx, l) })
+	all.moves = stop()
+	took := time.Since(begin).Seconds()
+	if err != nil {
+		return s, all, err
+	}
+	now, err := arrived(l, 2)
+	if err != nil {
+		return s, all, err
+	}
+	all.share = (now - bytes) * 8 / pingRate / took
+	all.elections, err = campaigns(l)
+	all.elections -= called
+	return s, all, err
 }
 
 // copyOn copies the image to node 2 and removes it there, until ctx ends.
-func (b *bench) copyOn(ctx context.Context, l *lab.Lab, c *copies) error {
+func (b *bench) copyOn(ctx context.Context, l *lab.Lab) error {
 	for ctx.Err() == nil {
-		begin := time.Now()
 		err := b.copyTo(ctx, l, "noise:1", "node2")
 		if err == nil {
-			c.n, c.copied = c.n+1, c.copied+time.Since(begin)
 			err = b.forget(ctx, l, 2, "noise:1")
 		}
 		if err != nil && ctx.Err() == nil {
