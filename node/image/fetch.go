@@ -17,6 +17,14 @@ import (
 	"github.com/shoal-engine/shoal/transfer"
 )
 
+// allowed asks whether this host may hold an image.
+func (s *Store) allowed(ctx context.Context, image digest.Digest) error {
+	if s.cfg.Allow == nil {
+		return nil
+	}
+	return s.cfg.Allow(ctx, image)
+}
+
 // fetch makes the store hold a blob, which the caller has leased, by asking every
 // fetcher in turn. NotFound if none has it. Callers that want a blob at once share
 // the transfer.

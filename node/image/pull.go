@@ -50,6 +50,9 @@ func (s *Store) Pull(ctx context.Context, o api.PullOptions) (api.Stream[api.Pro
 		if err := p.resolve(ctx, digest.Digest(o.Digest), digest.Digest(o.Known)); err != nil {
 			return err
 		}
+		if err := s.allowed(ctx, p.target); err != nil {
+			return err
+		}
 		return p.run(transfer.PartOf(ctx, p.target))
 	})
 }

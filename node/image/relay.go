@@ -11,9 +11,15 @@ import (
 )
 
 // Fetch makes the store hold one blob, which whole, a manifest or an index, is or
-// leads to; NotFound if nobody has it. No image keeps it: it is swept like the
+// leads to; NotFound if nobody has it, and Config.Allow's error if this host may not. No image keeps it: it is swept like the
 // left-overs of a transfer unless it is held.
 func (s *Store) Fetch(ctx context.Context, want ocispec.Descriptor, whole digest.Digest) error {
+	if whole == "" {
+		whole = want.Digest
+	}
+	if err := s.allowed(ctx, whole); err != nil {
+		return err
+	}
 	release := s.Hold(want.Digest)
 	defer release()
 	return s.fetch(transfer.PartOf(ctx, whole), bare(want))

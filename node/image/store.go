@@ -28,6 +28,9 @@ type Config struct {
 	// Resolve says which manifest a name (normalized, with its tag) means; NotFound
 	// if nobody knows it. It may be nil.
 	Resolve func(ctx context.Context, ref string) (digest string, err error)
+	// Allow says, by a nil error, that this host may hold the image of a manifest or an
+	// index; nothing of others is fetched from anywhere. nil allows all.
+	Allow func(ctx context.Context, image digest.Digest) error
 	// Registry is asked what a tag means now, and for blobs after all Fetchers; nil
 	// for none.
 	Registry *registry.Client

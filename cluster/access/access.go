@@ -1,0 +1,171 @@
+// Package access decides which node gets which blob of this one.
+//
+// A blob is given to every member of the cluster unless it belongs to an image that is
+// private (catalog.Private). Such a blob goes only to nodes that may hold one of the
+// private images it belongs to, or to every member if it also belongs to an image here
+// that isn't private: a base layer that is part of a public image is no secret.
+//
+// An image is private if there is a record of its manifest or index, if it has the ID of
+// an image of which there is one, or if one that is private leads to it or is led to by it. Blobs of no image,
+// such as those that a fetch has just brought, are private as soon as the manifest that
+// leads to them is here.
+package access
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/cluster/catalog"
+)
+
+// Images is what this node holds. Its methods may be called concurrently.
+type Images interface {
+	// EachImage yields every image: the manifest or index that its names mean, its ID
+	// (empty if it is none that this node can run), and all its blobs.
+	EachImage(yield func(target, id digest.Digest, blobs []digest.Digest) bool)
+	// Parts are a manifest or index and what it leads to, as far as the documents in
+	// between are here; whole says that they all are. None if the blob isn't here.
+	Parts(d digest.Digest) (parts []digest.Digest, whole bool)
+}
+
+// Policy answers for one node. Its methods may be called concurrently.
+type Policy struct {
+	reader catalog.Reader
+	images Images
+
+	mu    sync.Mutex
+	parts map[digest.Digest]set // of private images whose documents are all here
+}
+
+type set map[digest.Digest]struct{}
+
+func (s set) has(d digest.Digest) bool { _, ok := s[d]; return ok }
+
+func newSet(ds []digest.Digest) set {
+	s := make(set, len(ds))
+	for _, d := range ds {
+		s[d] = struct{}{}
+	}
+	return s
+}
+
+// New makes a policy by what the catalog says and images holds.
+func New(reader catalog.Reader, images Images) *Policy {
+	return &Policy{reader: reader, images: images, parts: map[digest.Digest]set{}}
+}
+
+// Serve says, by a nil error, that a node of the cluster may have a blob of this one;
+// PermissionDenied otherwise, also for who is no node.
+func (p *Policy) Serve(_ context.Context, node string, blob digest.Digest) error {
+	v := p.reader.View()
+	n, ok := v.Node(node)
+	if !ok || n.ID != node {
+		return api.Errorf(errdefs.ErrPermissionDenied, "%s is no node of this cluster", node)
+	}
+	return p.decide(v, n, blob)
+}
+
+// Publish says, by a nil error, that anybody may have a blob whom this node's operator
+// lets in.
+func (p *Policy) Publish(blob digest.Digest) error {
+	return p.decide(p.reader.View(), catalog.Node{Name: "a client outside of the cluster"}, blob)
+}
+
+// Hold says, by a nil error, that a node, by its ID, may hold an image with that
+// manifest or index; PermissionDenied otherwise.
+func (p *Policy) Hold(node string, image digest.Digest) error {
+	v := p.reader.View()
+	if n, ok := v.Node(node); ok {
+		return Hold(v, n, image.String(), "", "")
+	}
+	return nil // in no cluster, a node holds what it likes
+}
+
+// Hold says, by a nil error, that a node may hold an image with that digest and ID, both
+// as in catalog.Private; PermissionDenied otherwise, and the text says who may. name is
+// what to call the image; a name or the digest if empty.
+func Hold(v catalog.View, n catalog.Node, image, id, name string) error {
+	against, ok := catalog.MayHold(v, n, image, id)
+	if ok {
+		return nil
+	}
+	if name == "" {
+		name = nameOf(v, against)
+	}
+	return api.Errorf(errdefs.ErrPermissionDenied, "image %s is private to %s: node %s may not have it", name, Who(v, against), n.Name)
+}
+
+func nameOf(v catalog.View, p catalog.Private) string {
+	if len(p.Names) > 0 {
+		return p.Names[0]
+	}
+	for _, i := range v.Images() {
+		if i.Digest == p.Digest && len(i.Summary.RepoTags) > 0 {
+			return i.Summary.RepoTags[0]
+		}
+	}
+	return p.Digest
+}
+
+// decide is the rule.
+func (p *Policy) decide(v catalog.View, n catalog.Node, blob digest.Digest) error {
+	records := v.Private()
+	if len(records) == 0 {
+		return nil
+	}
+	parts := p.partsOf(records)
+	var in []catalog.Private // the private images that the blob belongs to
+	for _, r := range records {
+		if parts[digest.Digest(r.Digest)].has(blob) {
+			in = append(in, r)
+		}
+	}
+	public := false
+	p.images.EachImage(func(target, id digest.Digest, blobs []digest.Digest) bool {
+		if !slices.Contains(blobs, blob) {
+			return true
+		}
+		public = true
+		for _, r := range records {
+			d := digest.Digest(r.Digest)
+			if r.Of(target.String(), id.String()) || parts[d].has(target) || slices.Contains(blobs, d) {
+				in, public = append(in, r), false
+			}
+		}
+		return !public
+	})
+	if public || len(in) == 0 || slices.ContainsFunc(in, func(r catalog.Private) bool { return r.Admits(n) }) {
+		return nil
+	}
+	return api.Errorf(errdefs.ErrPermissionDenied, "blob %s is part of image %s, which is private to %s: %s may not have it", blob, nameOf(v, in[0]), Who(v, in[0]), n.Name)
+}
+
+// partsOf are the blobs of private images, as far as is known here.
+func (p *Policy) partsOf(records []catalog.Private) map[digest.Digest]set {
+	out := make(map[digest.Digest]set, len(records))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range records {
+		d := digest.Digest(r.Digest)
+		known, ok := p.parts[d]
+		if !ok {
+			list, whole := p.images.Parts(d)
+			known = newSet(list)
+			if whole { // what a digest leads to never changes
+				p.parts[d] = known
+			}
+		}
+		out[d] = known
+	}
+	for d := range p.parts {
+		if _, still := out[d]; !still {
+			delete(p.parts, d)
+		}
+	}
+	return out
+}
