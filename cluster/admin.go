@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"slices"
@@ -36,6 +37,10 @@ type Holding struct {
 	Node   string
 	Digest string
 	Tags   []string
+	// Private says which nodes may hold the image, if not all may, and Allowed whether
+	// this one may.
+	Private string `json:",omitempty"`
+	Allowed bool
 }
 
 // Handler serves what Docker's API has no words for, under /shoal/v1/. Errors are
@@ -54,6 +59,9 @@ func (c *Cluster) Handler() http.Handler {
 		"PATCH nodes/{id}/tags":      c.serveNodeTags,
 		"PATCH containers/{id}/tags": c.serveContainerTags,
 		"GET images/where":           c.serveWhere,
+		"GET images/private":         c.servePrivate,
+		"PUT images/private":         c.serveMakePrivate,
+		"DELETE images/private":      c.serveMakePublic,
 	} {
 		method, path, _ := strings.Cut(pattern, " ")
 		mux.HandleFunc(method+" /shoal/v1/"+path, func(w http.ResponseWriter, r *http.Request) {
@@ -189,9 +197,21 @@ func (c *Cluster) serveWhere(r *http.Request) (any, error) {
 		return nil, err
 	}
 	out := []Holding{}
-	for _, n := range s.live.View().Nodes() {
+	v := s.live.View()
+	may, _ := only(v, img)
+	private := ""
+	if may != nil {
+		var names []string
+		for _, n := range v.Nodes() {
+			if may[n.ID] {
+				names = append(names, n.Name)
+			}
+		}
+		private = cmp.Or(strings.Join(names, ", "), "no node")
+	}
+	for _, n := range v.Nodes() {
 		if _, ok := img.holders[n.ID]; ok {
-			out = append(out, Holding{Node: n.Name, Digest: img.digest, Tags: slices.Clone(img.names)})
+			out = append(out, Holding{Node: n.Name, Digest: img.digest, Tags: slices.Clone(img.names), Private: private, Allowed: may == nil || may[n.ID]})
 		}
 	}
 	return out, nil

@@ -40,6 +40,9 @@ func (r *Router) PullImage(ctx context.Context, o api.PullOptions) (api.Stream[a
 		if err == nil {
 			o.Known = c.digest
 		}
+		if err := r.mayPull(name, c); err != nil {
+			return nil, err
+		}
 	}
 	s, err := e.PullImage(ctx, o)
 	if err != nil {
@@ -292,6 +295,9 @@ func (r *Router) SaveImages(ctx context.Context, refs []string, p api.Platform) 
 		c, err := r.image(ctx, ref)
 		if err != nil {
 			return nil, err
+		}
+		if err := r.may(r.self, c); err != nil {
+			return nil, err // the archive would be on this node
 		}
 		images[i] = c
 	}

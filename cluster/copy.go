@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/jsonstream"
 	"golang.org/x/sync/errgroup"
 
@@ -36,7 +37,8 @@ type CopyDetail struct {
 	Final bool `json:"final,omitempty"`
 }
 
-// Copy brings an image to nodes, named or identified, or to all if none are given.
+// Copy brings an image to nodes, named or identified, or to all that may hold it if none
+// are given.
 // The lines of the stream have nodes' names as IDs. A node that fails says so in its
 // last line and doesn't keep others from theirs; the stream itself fails only if
 // there is nothing to copy, or nowhere to.
@@ -46,9 +48,16 @@ func (r *Router) Copy(ctx context.Context, ref string, nodes []string) (api.Stre
 	if err != nil {
 		return nil, err
 	}
-	targets, err := copyTargets(r.reader.View(), nodes)
+	v := r.reader.View()
+	targets, err := copyTargets(v, nodes)
 	if err != nil {
 		return nil, err
+	}
+	if may, why := only(v, img); may != nil && len(nodes) == 0 {
+		targets = slices.DeleteFunc(slices.Clone(targets), func(n catalog.Node) bool { return !may[n.ID] })
+		if len(targets) == 0 {
+			return nil, api.Errorf(errdefs.ErrPermissionDenied, "%s", why)
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	stream, send, finish := api.Pipe[api.Progress](ctx)
@@ -63,7 +72,7 @@ func (r *Router) Copy(ctx context.Context, ref string, nodes []string) (api.Stre
 		}
 		for _, n := range targets {
 			g.Go(func() error {
-				return r.copyTo(ctx, n, api.PullOptions{Ref: img.pullName(ref), Digest: img.digest}, send)
+				return r.copyTo(ctx, n, img, api.PullOptions{Ref: img.pullName(ref), Digest: img.digest}, send)
 			})
 		}
 		finish(g.Wait())
@@ -110,14 +119,17 @@ func copyLine(node, status string, d *CopyDetail) api.Progress {
 
 // copyTo brings an image to one node and tells of it. An error means that nobody
 // listens any more.
-func (r *Router) copyTo(ctx context.Context, n catalog.Node, o api.PullOptions, send func(api.Progress) error) error {
+func (r *Router) copyTo(ctx context.Context, n catalog.Node, img *clusterImage, o api.PullOptions, send func(api.Progress) error) error {
 	t := tally{node: n.Name, name: r.nodeName, layers: map[string]jsonstream.Progress{}}
 	var gone error
-	err := r.pullOn(ctx, n, o, func(p api.Progress) {
-		if line, ok := t.add(p); ok && gone == nil {
-			gone = send(line)
-		}
-	})
+	err := r.may(n.ID, img)
+	if err == nil {
+		err = r.pullOn(ctx, n, o, func(p api.Progress) {
+			if line, ok := t.add(p); ok && gone == nil {
+				gone = send(line)
+			}
+		})
+	}
 	if gone != nil {
 		return gone
 	}

@@ -196,7 +196,9 @@ func (r *Router) place(p *creation) (scheduler.Decision, error) {
 	if err != nil {
 		return scheduler.Decision{}, err
 	}
+	may, why := only(v, p.image)
 	return scheduler.Place(r.schedule(v), scheduler.Request{
+		Only: may, Why: why,
 		Image: p.image.digest, Platform: p.Platform, Memory: p.HostConfig.Memory,
 		CPUs: float64(p.HostConfig.NanoCPUs) / 1e9, Rules: p.rules, Pins: pins,
 	}, p.random)

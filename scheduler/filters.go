@@ -19,7 +19,7 @@ type filter interface {
 
 // filters run in this order. What the request itself rules out comes first: a
 // node that could never do is not blamed for being full.
-var filters = [...]filter{pinned{}, platform{}, cores{}, ruled{}, reachable{}, memory{}}
+var filters = [...]filter{pinned{}, entitled{}, platform{}, cores{}, ruled{}, reachable{}, memory{}}
 
 type pinned struct{}
 
@@ -39,6 +39,13 @@ func against(r *Request, n *NodeInfo) *Pin {
 	}
 	return nil
 }
+
+// entitled keeps images where they may be.
+type entitled struct{}
+
+func (entitled) admit(r *Request, n *NodeInfo) bool   { return r.Only == nil || r.Only[n.ID] }
+func (entitled) why(r *Request, _ *NodeInfo) string   { return r.Why }
+func (entitled) passing(_ *Request, _ *NodeInfo) bool { return false }
 
 type platform struct{}
 

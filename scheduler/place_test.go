@@ -119,6 +119,15 @@ func TestPlaceRefuses(t *testing.T) {
 			view: View{Nodes: v.Nodes[:1]}, request: Request{Platform: api.Platform{OS: "linux", Architecture: "s390x"}},
 			want: "no node fits: node1: needs platform linux/s390x, is linux/amd64", class: errdefs.ErrInvalidArgument,
 		},
+		"an image that is private": {
+			view: v, request: Request{Only: map[string]bool{"id-node3": true}, Why: "image app:1 is private to node3", Rules: rules(t, Constraint, "zone==a")},
+			want:  "no node fits: node1: image app:1 is private to node3; node2: image app:1 is private to node3; node3: constraint zone==a (has zone=b)",
+			class: errdefs.ErrInvalidArgument,
+		},
+		"an image that no node may have": {
+			view: View{Nodes: v.Nodes[:1]}, request: Request{Only: map[string]bool{}, Why: "image app:1 is private to no node"},
+			want: "no node fits: node1: image app:1 is private to no node", class: errdefs.ErrInvalidArgument,
+		},
 		"cores": {
 			view: View{Nodes: v.Nodes[:1]}, request: Request{CPUs: 2.5},
 			want: "no node fits: node1: needs 2.5 CPUs, has 2", class: errdefs.ErrInvalidArgument,

@@ -45,6 +45,10 @@ type Request struct {
 	CPUs     float64 // cores to exist
 	Rules    []Rule  // constraints and affinities
 	Pins     []Pin   // all must hold
+	// Only, if not nil, are the IDs of the nodes that may hold the image, and Why is what
+	// keeps it from the others.
+	Only map[string]bool
+	Why  string
 }
 
 // Pin ties a container to one node.

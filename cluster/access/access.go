@@ -12,7 +12,6 @@
 package access
 
 import (
-	"context"
 	"slices"
 	"sync"
 
@@ -35,7 +34,7 @@ type Images interface {
 
 // Policy answers for one node. Its methods may be called concurrently.
 type Policy struct {
-	reader catalog.Reader
+	view   func() catalog.View
 	images Images
 
 	mu    sync.Mutex
@@ -54,36 +53,55 @@ func newSet(ds []digest.Digest) set {
 	return s
 }
 
-// New makes a policy by what the catalog says and images holds.
-func New(reader catalog.Reader, images Images) *Policy {
-	return &Policy{reader: reader, images: images, parts: map[digest.Digest]set{}}
+// New makes a policy by what views of the catalog say and images holds.
+func New(view func() catalog.View, images Images) *Policy {
+	return &Policy{view: view, images: images, parts: map[digest.Digest]set{}}
 }
 
-// Serve says, by a nil error, that a node of the cluster may have a blob of this one;
-// PermissionDenied otherwise, also for who is no node.
-func (p *Policy) Serve(_ context.Context, node string, blob digest.Digest) error {
-	v := p.reader.View()
+// Outside stands for clients that are no node of the cluster, but whom this node's
+// operator lets in: they get what is private to nobody.
+const Outside = ""
+
+// party finds out who is asked about.
+func party(v catalog.View, node string) (catalog.Node, error) {
+	if node == Outside {
+		return catalog.Node{Name: "who is no node"}, nil
+	}
 	n, ok := v.Node(node)
 	if !ok || n.ID != node {
-		return api.Errorf(errdefs.ErrPermissionDenied, "%s is no node of this cluster", node)
+		return n, api.Errorf(errdefs.ErrPermissionDenied, "%s is no node of this cluster", node)
+	}
+	return n, nil
+}
+
+// Blob says, by a nil error, that a node, by its ID, may have a blob of this one;
+// PermissionDenied otherwise, also for who is no node of the cluster.
+func (p *Policy) Blob(node string, blob digest.Digest) error {
+	v := p.view()
+	n, err := party(v, node)
+	if err != nil {
+		return err
 	}
 	return p.decide(v, n, blob)
 }
 
-// Publish says, by a nil error, that anybody may have a blob whom this node's operator
-// lets in.
-func (p *Policy) Publish(blob digest.Digest) error {
-	return p.decide(p.reader.View(), catalog.Node{Name: "a client outside of the cluster"}, blob)
-}
-
-// Hold says, by a nil error, that a node, by its ID, may hold an image with that
-// manifest or index; PermissionDenied otherwise.
-func (p *Policy) Hold(node string, image digest.Digest) error {
-	v := p.reader.View()
-	if n, ok := v.Node(node); ok {
-		return Hold(v, n, image.String(), "", "")
+// Image says, by a nil error, that a node, by its ID, may have the image with that
+// manifest or index, and that ID if it is known; PermissionDenied otherwise.
+func (p *Policy) Image(node string, target, id digest.Digest) error {
+	v := p.view()
+	n, err := party(v, node)
+	if err != nil || len(v.Private()) == 0 {
+		return err
 	}
-	return nil // in no cluster, a node holds what it likes
+	if id == "" {
+		for _, i := range v.Images() {
+			if i.Digest == target.String() {
+				id = digest.Digest(i.Summary.ID)
+				break
+			}
+		}
+	}
+	return Hold(v, n, target.String(), id.String(), "")
 }
 
 // Hold says, by a nil error, that a node may hold an image with that digest and ID, both
@@ -97,7 +115,7 @@ func Hold(v catalog.View, n catalog.Node, image, id, name string) error {
 	if name == "" {
 		name = nameOf(v, against)
 	}
-	return api.Errorf(errdefs.ErrPermissionDenied, "image %s is private to %s: node %s may not have it", name, Who(v, against), n.Name)
+	return api.Errorf(errdefs.ErrPermissionDenied, "image %s is private to %s: %s may not have it", name, Who(v, against), n.Name)
 }
 
 func nameOf(v catalog.View, p catalog.Private) string {

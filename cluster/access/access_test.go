@@ -71,16 +71,16 @@ func node(name string, tags ...string) catalog.Node {
 	return n
 }
 
-func TestServe(t *testing.T) {
+func TestBlob(t *testing.T) {
 	s := cluster(t, node("n1"), node("n2", "zone", "eu"), node("n3"))
 	blobs := &store{
 		images: []held{image("app", "app-config", "base", "secret"), image("base-image", "base-config", "base"), image("app-zstd", "app-config", "zstd")},
 		docs:   map[digest.Digest][]digest.Digest{"coming": {"coming", "arriving", "base"}},
 	}
-	p := access.New(s, blobs)
+	p := access.New(s.View, blobs)
 	may := func(blob digest.Digest) (who []string) {
 		for _, n := range []string{"n1", "n2", "n3", "stranger"} {
-			err := p.Serve(t.Context(), "id-"+n, blob)
+			err := p.Blob("id-"+n, blob)
 			if err == nil {
 				who = append(who, n)
 				continue
@@ -91,21 +91,24 @@ func TestServe(t *testing.T) {
 	}
 	members, eu := []string{"n1", "n2", "n3"}, []string{"n1", "n2"}
 	require.Equal(t, members, may("secret"))
-	require.Error(t, p.Serve(t.Context(), "n1", "secret"), "a name is no ID")
+	require.Error(t, p.Blob("n1", "secret"), "a name is no ID")
 
 	propose(t, s, catalog.SetPrivate{Private: catalog.Private{Digest: "app", ID: "app-config", Names: []string{"app:1"}, Nodes: []string{"id-n1"}, Tags: []string{"zone=eu"}}})
 	for _, blob := range []digest.Digest{"app", "app-config", "secret", "app-zstd", "zstd"} {
 		require.Equal(t, eu, may(blob), blob)
-		require.Error(t, p.Publish(blob), blob)
+		require.Error(t, p.Blob(access.Outside, blob), blob)
 	}
 	for _, blob := range []digest.Digest{"base", "base-image", "base-config", "of no image"} {
 		require.Equal(t, members, may(blob), blob)
-		require.NoError(t, p.Publish(blob), blob)
+		require.NoError(t, p.Blob(access.Outside, blob), blob)
 	}
-	require.ErrorContains(t, p.Serve(t.Context(), "id-n3", "secret"), "image app:1, which is private to n1, nodes tagged zone=eu: n3 may not have it")
-	require.EqualError(t, p.Hold("id-n3", "app"), "image app:1 is private to n1, nodes tagged zone=eu: node n3 may not have it")
-	require.NoError(t, p.Hold("id-n2", "app"))
-	require.NoError(t, p.Hold("id-n3", "base-image"))
+	require.ErrorContains(t, p.Blob("id-n3", "secret"), "image app:1, which is private to n1, nodes tagged zone=eu: n3 may not have it")
+	require.EqualError(t, p.Image("id-n3", "app", ""), "image app:1 is private to n1, nodes tagged zone=eu: n3 may not have it")
+	require.NoError(t, p.Image("id-n2", "app", ""))
+	require.NoError(t, p.Image("id-n3", "base-image", ""))
+	require.Error(t, p.Image("id-n3", "app-zstd", "app-config"))
+	require.Error(t, p.Image(access.Outside, "app", ""))
+	require.Error(t, p.Image("id-stranger", "base-image", ""))
 
 	// An image that isn't here yet: its manifest has come, its layers are coming.
 	propose(t, s, catalog.SetPrivate{Private: catalog.Private{Digest: "coming", Nodes: []string{"id-n2"}}})
@@ -126,13 +129,13 @@ func TestServe(t *testing.T) {
 func TestDocumentsThatComeLater(t *testing.T) {
 	s := cluster(t, node("n1"), node("n2"))
 	blobs := &store{docs: map[digest.Digest][]digest.Digest{}}
-	p := access.New(s, blobs)
+	p := access.New(s.View, blobs)
 	propose(t, s, catalog.SetPrivate{Private: catalog.Private{Digest: "d", Nodes: []string{"id-n1"}}})
-	require.NoError(t, p.Serve(t.Context(), "id-n2", "layer"))
+	require.NoError(t, p.Blob("id-n2", "layer"))
 	blobs.docs["d"] = []digest.Digest{"d", "layer"}
-	require.Error(t, p.Serve(t.Context(), "id-n2", "layer"))
+	require.Error(t, p.Blob("id-n2", "layer"))
 	blobs.docs = nil // a node may drop them; what they said stays true
-	require.Error(t, p.Serve(t.Context(), "id-n2", "layer"))
+	require.Error(t, p.Blob("id-n2", "layer"))
 }
 
 // TestRule: a blob is served if and only if the peer is a member, and it is in no private
@@ -177,7 +180,7 @@ func TestRule(t *testing.T) {
 			}
 			records = append(records, r)
 		}
-		p := access.New(s, blobs)
+		p := access.New(s.View, blobs)
 		peer := few("n").Draw(t, "peer")
 		blob := digest.Digest(rapid.OneOf(few("l"), few("t"), few("i")).Draw(t, "blob"))
 		inPrivate, inPublic, entitled := false, false, false
@@ -195,7 +198,7 @@ func TestRule(t *testing.T) {
 			inPublic, inPrivate = inPublic || public, inPrivate || !public
 		}
 		want := slices.Contains(members, peer) && (!inPrivate || inPublic || entitled)
-		got := p.Serve(context.Background(), "id-"+peer, blob)
+		got := p.Blob("id-"+peer, blob)
 		if want != (got == nil) {
 			t.Fatalf("peer %s, blob %s: served should be %v, answer %v", peer, blob, want, got)
 		}

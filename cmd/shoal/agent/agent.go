@@ -14,8 +14,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/api/server"
 	"github.com/shoal-engine/shoal/cluster"
+	"github.com/shoal-engine/shoal/cluster/access"
 	"github.com/shoal-engine/shoal/cluster/identity"
 	"github.com/shoal-engine/shoal/cmd/shoal/config"
 	"github.com/shoal-engine/shoal/node"
@@ -47,8 +49,9 @@ type Agent struct {
 
 	control, bulk *p2p.Host // made of one key, on two ports
 	cluster       *cluster.Cluster
-	member        *tasks        // what a member of a cluster does
-	ready         chan struct{} // closed: in the cluster that the disk tells of
+	policy        *access.Policy // who may have what
+	member        *tasks         // what a member of a cluster does
+	ready         chan struct{}  // closed: in the cluster that the disk tells of
 	joined        sync.Once
 }
 
@@ -135,7 +138,7 @@ func (a *Agent) build(ctx context.Context) (err error) {
 		return err
 	}
 	a.images, err = image.Open(image.Config{
-		Root: data("images"), Fetchers: fetchers, Resolve: a.resolveImage, Registry: a.registry, Logger: a.log,
+		Root: data("images"), Fetchers: fetchers, Resolve: a.resolveImage, Allow: a.mayHold, Registry: a.registry, Logger: a.log,
 	})
 	if err != nil {
 		return err
@@ -182,7 +185,11 @@ func (a *Agent) buildNetwork(root string) error {
 
 // nodeHandler serves this node alone; extra serves what is Shoal's own.
 func (a *Agent) nodeHandler(extra http.Handler) http.Handler {
-	return server.New(server.Config{Engine: a.node, Logger: a.log, Version: a.version, Extra: extra})
+	return a.handlerOf(a.node, extra)
+}
+
+func (a *Agent) handlerOf(e api.Engine, extra http.Handler) http.Handler {
+	return server.New(server.Config{Engine: e, Logger: a.log, Version: a.version, Extra: extra})
 }
 
 // serve opens a unix socket and serves it until ctx ends.

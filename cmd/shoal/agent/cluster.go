@@ -21,6 +21,7 @@ import (
 	"github.com/shoal-engine/shoal/api/client"
 	"github.com/shoal-engine/shoal/api/server"
 	"github.com/shoal-engine/shoal/cluster"
+	"github.com/shoal-engine/shoal/cluster/access"
 	"github.com/shoal-engine/shoal/cluster/catalog"
 	"github.com/shoal-engine/shoal/cluster/membership"
 	"github.com/shoal-engine/shoal/discovery"
@@ -50,9 +51,10 @@ func (a *Agent) buildCluster() (err error) {
 		Subnet: pool, OnChange: a.changed, Logger: a.log,
 	})
 	a.front = newFront(a.clusterHandler(), a.cluster.Reader())
+	a.policy = access.New(func() catalog.View { return a.cluster.Reader().View() }, a.images)
 	a.peers.now.Store(transfer.NewPeers(transfer.PeersConfig{
 		Self: a.id, Dial: func(ctx context.Context, id string) (net.Conn, error) { return a.bulk.Dial(ctx, id, transfer.Protocol) },
-		Locator: locator{a.front}, Chunks: filepath.Join(a.cfg.Data, "chunks"), Logger: a.log, OnFetched: a.fetched,
+		Locator: locator{a.front}, Allow: a.mayServe, Chunks: filepath.Join(a.cfg.Data, "chunks"), Logger: a.log, OnFetched: a.fetched,
 		OnWrongBytes: func(peer string, d digest.Digest, proven bool) {
 			a.log.Error("a peer sent bytes that are not the blob's", "peer", a.nodeName(peer), "digest", d, "proven", proven)
 		},
@@ -119,8 +121,9 @@ func (a *Agent) runCluster(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	a.member = newTasks(ctx)
-	g.Go(func() error { return server.Wrap(a.nodeHandler(nil), a.log).Run(ctx, calls) })
+	g.Go(func() error { return server.Wrap(a.peerHandler(), a.log).Run(ctx, calls) })
 	g.Go(func() error { return a.peers.now.Load().Serve(ctx, blobs, a.images) })
+	g.Go(func() error { return access.Follow(ctx, a.front, a.peers.now.Load().Review) })
 	g.Go(func() error { return a.cluster.Run(ctx) })
 	err = g.Wait()
 	a.member.stop()

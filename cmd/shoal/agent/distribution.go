@@ -37,7 +37,7 @@ func (a *Agent) serveDistribution(ctx context.Context) error {
 	}
 	names := &imageNames{a}
 	cfg := distribution.Config{
-		Blobs: distribution.Over(a.images), Names: names,
+		Blobs: lent{distribution.Over(a.images), a, a.registryClient()}, Names: names,
 		Domain: fmt.Sprintf("localhost:%d", addr.Port()), Logger: a.log,
 	}
 	var secure *tls.Config
@@ -121,15 +121,20 @@ func (n *imageNames) Resolve(ctx context.Context, name reference.NamedTagged) (d
 		return "", api.NotFound("no such image: %s", familiar)
 	}
 	if d := n.meaning(ctx, n.a.front.View(), familiar); d != "" {
-		return d, nil
+		return d, n.permitted(d)
 	}
 	if err := n.sync(ctx); err != nil {
 		n.a.log.Debug("the catalog here may be behind", "err", err)
 	}
 	if d := n.meaning(ctx, n.a.front.View(), familiar); d != "" {
-		return d, nil
+		return d, n.permitted(d)
 	}
 	return "", api.NotFound("no such image: %s", familiar)
+}
+
+// permitted says whether the registry's clients may have an image.
+func (n *imageNames) permitted(target digest.Digest) error {
+	return n.a.policy.Image(n.a.registryClient(), target, "")
 }
 
 // sync makes sure that this node's replica of the catalog isn't behind.

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shoal-engine/shoal/cluster/access"
 	"github.com/shoal-engine/shoal/node/image"
 	"github.com/shoal-engine/shoal/transfer"
 	"github.com/shoal-engine/shoal/transfer/plugin"
@@ -41,7 +42,7 @@ func (a *Agent) runPlugins(ctx context.Context) error {
 	for _, p := range a.plugins {
 		g.Go(func() error { return p.Run(ctx) })
 		if a.cfg.Transport.Offer {
-			o := newOffers(p, a.images, a.log)
+			o := newOffers(p, a.images, a.policy, a.log)
 			a.images.OnChange(o.changed)
 			g.Go(func() error { return o.run(ctx) })
 		}
@@ -56,12 +57,13 @@ const maxOffers = 256
 type offers struct {
 	plugin *plugin.Plugin
 	images *image.Store
+	policy *access.Policy
 	log    *slog.Logger
 	due    chan string // IDs of images
 }
 
-func newOffers(p *plugin.Plugin, images *image.Store, log *slog.Logger) *offers {
-	return &offers{p, images, log.With("plugin", p.Name()), make(chan string, maxOffers)}
+func newOffers(p *plugin.Plugin, images *image.Store, policy *access.Policy, log *slog.Logger) *offers {
+	return &offers{p, images, policy, log.With("plugin", p.Name()), make(chan string, maxOffers)}
 }
 
 // changed hears of what happens to images. It never waits.
@@ -89,11 +91,16 @@ func (o *offers) run(ctx context.Context) error {
 	}
 }
 
-// offer goes on after a blob that could not be given: others may be.
+// offer goes on after a blob that could not be given: others may be. What is private
+// to nodes isn't offered: a plugin may show it to anybody.
 func (o *offers) offer(ctx context.Context, id string) {
 	img, err := o.images.Get(ctx, id)
 	if err != nil {
 		return // it went again
+	}
+	if err := o.policy.Image(access.Outside, img.Target.Digest, img.ID); err != nil {
+		o.log.Info("image is not offered to a plugin", "image", id, "reason", err)
+		return
 	}
 	blobs := []digest.Digest{img.Target.Digest, img.Manifest.Digest, img.ID}
 	for _, l := range img.Layers {

@@ -17,7 +17,7 @@ import (
 
 func imageCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{Use: "image", Short: "See where images are, bring them to hosts, check them"}
-	cmd.AddCommand(imageWhereCommand(g), imageCopyCommand(g), imageVerifyCommand(g))
+	cmd.AddCommand(imageWhereCommand(g), imageCopyCommand(g), imageVerifyCommand(g), imagePrivateCommand(g), imagePublicCommand(g))
 	return cmd
 }
 
@@ -33,9 +33,13 @@ func imageWhereCommand(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return g.printer(cmd).list(where, "NODE\tIMAGE\tDIGEST", func(row func(...any)) {
+			return g.printer(cmd).list(where, "NODE\tIMAGE\tDIGEST\tPRIVATE TO", func(row func(...any)) {
 				for _, w := range where {
-					row(w.Node, strings.Join(w.Tags, ","), w.Digest)
+					who := w.Private
+					if !w.Allowed {
+						who += " (not to this node)"
+					}
+					row(w.Node, strings.Join(w.Tags, ","), w.Digest, who)
 				}
 			})
 		},

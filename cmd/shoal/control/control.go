@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/cluster"
 	"github.com/shoal-engine/shoal/cluster/catalog"
 	"github.com/shoal-engine/shoal/discovery"
 	"github.com/shoal-engine/shoal/node/image"
@@ -67,7 +68,14 @@ type Holding struct {
 	Node   string
 	Digest string
 	Tags   []string
+	// Private names the nodes that may hold the image, if not all may; Allowed says
+	// whether this one may.
+	Private string `json:",omitempty"`
+	Allowed bool
 }
+
+// PrivateImage is an image that only some nodes may hold.
+type PrivateImage = cluster.PrivateImage
 
 // Ping says whether the agent answers.
 func (c *Client) Ping(ctx context.Context) error {
@@ -139,6 +147,23 @@ func (c *Client) tag(ctx context.Context, kind, object string, e edit) (map[stri
 func (c *Client) ImageWhere(ctx context.Context, ref string) ([]Holding, error) {
 	var out []Holding
 	return out, c.call(ctx, http.MethodGet, "/shoal/v1/images/where?ref="+url.QueryEscape(ref), nil, &out)
+}
+
+// PrivateImages lists the private images, or one.
+func (c *Client) PrivateImages(ctx context.Context, ref string) ([]PrivateImage, error) {
+	var out []PrivateImage
+	return out, c.call(ctx, http.MethodGet, "/shoal/v1/images/private?ref="+url.QueryEscape(ref), nil, &out)
+}
+
+// MakePrivate lets only some nodes hold an image: names, IDs, and tag:KEY=VALUE.
+func (c *Client) MakePrivate(ctx context.Context, ref string, nodes []string) (PrivateImage, error) {
+	var out PrivateImage
+	return out, c.call(ctx, http.MethodPut, "/shoal/v1/images/private?ref="+url.QueryEscape(ref), struct{ Nodes []string }{nodes}, &out)
+}
+
+// MakePublic lets every node hold an image again.
+func (c *Client) MakePublic(ctx context.Context, ref string) error {
+	return c.call(ctx, http.MethodDelete, "/shoal/v1/images/private?ref="+url.QueryEscape(ref), nil, nil)
 }
 
 // CopyImage brings an image to nodes, or to all if none are given. The stream tells

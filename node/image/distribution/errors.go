@@ -56,6 +56,7 @@ func asProblem(err error) *problem {
 		{errdefs.IsNotFound, http.StatusNotFound, codeNameUnknown},
 		{errdefs.IsInvalidArgument, http.StatusBadRequest, codeManifestInvalid},
 		{errdefs.IsDataLoss, http.StatusBadRequest, codeManifestInvalid},
+		{errdefs.IsPermissionDenied, http.StatusForbidden, codeDenied},
 		{errdefs.IsConflict, http.StatusConflict, codeDenied},
 		{errdefs.IsUnavailable, http.StatusServiceUnavailable, codeUnknown},
 	} {
