@@ -48,14 +48,16 @@ type Holding struct {
 func (c *Cluster) Handler() http.Handler {
 	mux := http.NewServeMux()
 	for pattern, f := range map[string]func(*http.Request) (any, error){
-		"GET status":                 c.serveStatus,
-		"POST init":                  func(r *http.Request) (any, error) { return nil, c.Init(r.Context()) },
-		"POST join":                  c.serveJoinCall,
-		"POST leave":                 func(r *http.Request) (any, error) { return nil, c.Leave(r.Context()) },
-		"GET token":                  func(r *http.Request) (any, error) { return tokenOf(c.Token(r.Context())) },
-		"POST token":                 func(r *http.Request) (any, error) { return tokenOf(c.RotateToken(r.Context())) },
-		"GET nodes":                  c.serveNodes,
-		"DELETE nodes/{id}":          func(r *http.Request) (any, error) { return nil, c.RemoveNode(r.Context(), r.PathValue("id")) },
+		"GET status": c.serveStatus,
+		"POST init":  func(r *http.Request) (any, error) { return nil, c.Init(r.Context()) },
+		"POST join":  c.serveJoinCall,
+		"POST leave": func(r *http.Request) (any, error) { return nil, c.Leave(r.Context()) },
+		"GET token":  func(r *http.Request) (any, error) { return tokenOf(c.Token(r.Context())) },
+		"POST token": func(r *http.Request) (any, error) { return tokenOf(c.RotateToken(r.Context())) },
+		"GET nodes":  c.serveNodes,
+		"DELETE nodes/{id}": func(r *http.Request) (any, error) {
+			return nil, c.RemoveNode(r.Context(), r.PathValue("id"), r.URL.Query().Get("force") == "true")
+		},
 		"PATCH nodes/{id}/tags":      c.serveNodeTags,
 		"PATCH containers/{id}/tags": c.serveContainerTags,
 		"GET images/where":           c.serveWhere,

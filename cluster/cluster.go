@@ -302,8 +302,9 @@ func (c *Cluster) Leave(ctx context.Context) error {
 }
 
 // RemoveNode takes a node, by ID or name, out of the cluster with its names and ports.
-// One that still runs learns of it and stops taking part.
-func (c *Cluster) RemoveNode(ctx context.Context, ref string) error {
+// One that is up is a Conflict, unless force is set. The token of the cluster changes: the
+// node that goes knows the present one.
+func (c *Cluster) RemoveNode(ctx context.Context, ref string, force bool) error {
 	s, err := c.current()
 	if err != nil {
 		return err
@@ -315,11 +316,10 @@ func (c *Cluster) RemoveNode(ctx context.Context, ref string) error {
 	if n.ID == c.cfg.Self.ID {
 		return s.leave(ctx)
 	}
-	if s.alive(n.ID) {
-		return api.Conflict("node %s is up: run `shoal leave` on it", n.Name)
+	if s.alive(n.ID) && !force {
+		return api.Conflict("node %s is up: run `shoal leave` on it, or `shoal node rm --force %s`", n.Name, n.Name)
 	}
-	_, err = s.cat.Propose(ctx, catalog.RemoveNode{ID: n.ID})
-	return err
+	return s.remove(ctx, n)
 }
 
 // SetNodeTags edits a node's tags and returns all of them.
@@ -355,11 +355,7 @@ func (c *Cluster) RotateToken(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	secret, err := newSecret()
-	if err != nil {
-		return "", err
-	}
-	if _, err := s.cat.Propose(ctx, catalog.SetSecret{Secret: secret}); err != nil {
+	if err := s.newSecret(ctx); err != nil {
 		return "", err
 	}
 	return s.token(ctx)

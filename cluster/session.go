@@ -219,6 +219,36 @@ func (s *session) untilGone(ctx context.Context) error {
 	return errGone
 }
 
+// remove has the catalog forget another node, which may not want to go, and makes what
+// it knows of the way in worthless.
+func (s *session) remove(ctx context.Context, n catalog.Node) error {
+	if _, err := s.cat.Propose(ctx, catalog.RemoveNode{ID: n.ID}); err != nil {
+		return err
+	}
+	// It must not hear the new secret: it is told of no more changes once it is no part
+	// of the catalog's replicas.
+	out, cancel := context.WithTimeout(ctx, partLimit)
+	defer cancel()
+	err := s.cat.AwaitOut(out, n.ID)
+	if err == nil {
+		err = s.newSecret(ctx)
+	}
+	if err != nil {
+		return api.Unavailable("node %s is removed, but the token that it knows still holds: run `shoal token --rotate`: %w", n.Name, err)
+	}
+	return nil
+}
+
+// newSecret makes tokens given out so far worthless.
+func (s *session) newSecret(ctx context.Context) error {
+	secret, err := newSecret()
+	if err != nil {
+		return err
+	}
+	_, err = s.cat.Propose(ctx, catalog.SetSecret{Secret: secret})
+	return err
+}
+
 // leave has the catalog forget this node.
 func (s *session) leave(ctx context.Context) error {
 	_, err := s.cat.Propose(ctx, catalog.RemoveNode{ID: s.cfg.Self.ID})
@@ -373,15 +403,18 @@ func (s *session) meet(ctx context.Context, nodes []catalog.Node) {
 
 // knows says whether a peer is a member, as far as this node knows.
 func (s *session) knows(peerID string) bool {
-	s.mu.Lock()
-	known := slices.ContainsFunc(s.peers, func(p identity.PeerAddr) bool { return p.ID == peerID })
-	s.mu.Unlock()
 	v := s.cat.View()
-	if known || s.isOld(v) {
-		return known
+	if !s.isOld(v) {
+		if n, ok := v.Node(peerID); ok && n.ID == peerID {
+			return true
+		}
+		if _, listed := v.Node(s.cfg.Self.ID); listed {
+			return false // whatever the wire hasn't been told yet
+		}
 	}
-	_, ok := v.Node(peerID)
-	return ok
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.peers, func(p identity.PeerAddr) bool { return p.ID == peerID })
 }
 
 // newSecret is what a join token proves knowledge of, as text.

@@ -179,6 +179,33 @@ func (c *Catalog) AwaitRemoval(ctx context.Context) {
 	}
 }
 
+// AwaitOut returns nil once a node is no part of raft's configuration, as far as is known
+// here: then the leader tells it of no more changes.
+func (c *Catalog) AwaitOut(ctx context.Context, id string) error {
+	t := time.NewTicker(50 * time.Millisecond)
+	defer t.Stop()
+	for {
+		c.mu.Lock()
+		r := c.raft
+		c.mu.Unlock()
+		if r == nil {
+			return ErrNoLeader
+		}
+		f := r.GetConfiguration()
+		if err := f.Error(); err != nil {
+			return fmt.Errorf("read raft's configuration: %w", err)
+		}
+		if !configured(f.Configuration(), id) {
+			return nil
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 func configured(c raft.Configuration, id string) bool {
 	return slices.ContainsFunc(c.Servers, func(s raft.Server) bool { return string(s.ID) == id })
 }

@@ -108,17 +108,33 @@ func nodeCommand(g *globals) *cobra.Command {
 				}
 			})
 		},
-	}), &cobra.Command{
-		Use: "rm NODE", Short: "Forget a host that is down for good", Args: cobra.ExactArgs(1),
-		Long: "Forget a host. Its name claims, its containers' names and its ports are free from then on, and it can't come back without joining anew.",
+	}), nodeRemoveCommand(g))
+	return cmd
+}
+
+func nodeRemoveCommand(g *globals) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "rm NODE", Short: "Forget a host that is down for good, or shut one out", Args: cobra.ExactArgs(1),
+		Long: `Forget a host. Its connections are cut, also in the middle of a transfer, and its
+containers' names and ports are free from then on. It can't come back without a new
+token: the present one changes, as the host knows it.
+
+A host that is up leaves by itself with ` + "`shoal leave`" + `; --force removes it
+without asking it. Its containers go on running there, as that host's alone.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := g.control()
 			if err != nil {
 				return err
 			}
-			return c.RemoveNode(cmd.Context(), args[0])
+			if err := c.RemoveNode(cmd.Context(), args[0], force); err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.ErrOrStderr(), "The join token has changed; `shoal token` prints the new one.")
+			return nil
 		},
-	})
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "also a host that is up")
 	return cmd
 }
 

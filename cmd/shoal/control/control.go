@@ -117,9 +117,9 @@ func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	return out, c.call(ctx, http.MethodGet, "/shoal/v1/nodes", nil, &out)
 }
 
-// RemoveNode forgets a node.
-func (c *Client) RemoveNode(ctx context.Context, node string) error {
-	return c.call(ctx, http.MethodDelete, "/shoal/v1/nodes/"+url.PathEscape(node), nil, nil)
+// RemoveNode forgets a node; force also one that is up.
+func (c *Client) RemoveNode(ctx context.Context, node string, force bool) error {
+	return c.call(ctx, http.MethodDelete, fmt.Sprintf("/shoal/v1/nodes/%s?force=%t", url.PathEscape(node), force), nil, nil)
 }
 
 // edit changes tags.
