@@ -103,6 +103,7 @@ func (s *session) run(ctx context.Context, member func()) error {
 	top.Go(func() error { return s.live.Run(ctx) })
 	top.Go(func() error { return s.watchMembers(ctx) })
 	top.Go(func() error { return s.followNodes(ctx) })
+	top.Go(func() error { return s.meetNodes(ctx) })
 	top.Go(func() error {
 		select {
 		case <-below.Done():
@@ -312,15 +313,24 @@ func (s *session) watchMembers(ctx context.Context) error {
 }
 
 // followNodes keeps the addresses of the catalog's nodes where they are needed: in the
-// wire, in gossip, and on disk for the next start.
+// wire and on disk for the next start. Nothing here waits for other nodes: who was removed
+// is cut off at once.
 func (s *session) followNodes(ctx context.Context) error {
-	again := time.NewTicker(meetEvery)
-	defer again.Stop()
 	for {
 		v := s.cat.View()
 		if err := s.notePeers(v); err != nil {
 			return err
 		}
+		if s.cat.Wait(ctx, v.Index()) != nil {
+			return nil
+		}
+	}
+}
+
+// meetNodes keeps gossip in touch with the catalog's nodes.
+func (s *session) meetNodes(ctx context.Context) error {
+	for {
+		v := s.cat.View()
 		s.meet(ctx, v.Nodes())
 		wait, cancel := context.WithTimeout(ctx, meetEvery)
 		_ = s.cat.Wait(wait, v.Index()) // either way it is time to look again

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -82,6 +83,9 @@ type Membership struct {
 
 	list    *memberlist.Memberlist
 	failure error
+
+	ending sync.Mutex // held while the gossip leaves or is shut down
+	ended  bool
 }
 
 // New checks the configuration and starts nothing.
@@ -149,6 +153,9 @@ func (m *Membership) Run(ctx context.Context) error {
 		return err
 	}
 	m.reconnect(ctx)
+	m.ending.Lock()
+	defer m.ending.Unlock()
+	m.ended = true
 	if err := m.list.Shutdown(); err != nil {
 		return fmt.Errorf("membership: shut down: %w", err)
 	}
@@ -231,6 +238,11 @@ func (m *Membership) Leave(ctx context.Context) error {
 	}
 	if limit <= 0 {
 		return context.DeadlineExceeded
+	}
+	m.ending.Lock()
+	defer m.ending.Unlock()
+	if m.ended { // memberlist would panic
+		return api.Unavailable("membership: leave: the gossip has ended")
 	}
 	// Gossip tells its delegates of a death and of a good-bye alike, so we say before
 	// that we mean to go.

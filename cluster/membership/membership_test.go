@@ -170,6 +170,7 @@ func TestLeave(t *testing.T) {
 		_, events := nodes[0].Watch(t.Context())
 		require.NoError(t, nodes[2].Leave(t.Context()))
 		nodes[2].stop()
+		require.Error(t, nodes[2].Leave(t.Context()), "it has ended")
 		took := until(t, nodes[:2], func(n *node) bool { return !n.Alive("n02") })
 		require.Less(t, took, 2*time.Second)
 		require.Equal(t, Left, (<-events).Kind)
