@@ -42,10 +42,10 @@ func TestPrivateImage(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(r.out), &private))
 	require.Equal(t, []string{"node1"}, private[0].Nodes)
 	require.Zero(t, shoal(t, 1, "tag", "--node", "node2", "vault=yes").code)
-	t.Cleanup(func() {
+	defer func() {
 		shoal(t, 1, "image", "public", "secret:1")
 		shoal(t, 1, "tag", "--node", "node2", "vault-")
-	})
+	}()
 	within(t, 10*time.Second, "all know", func() bool {
 		for n := 1; n <= 3; n++ {
 			if !strings.Contains(shoal(t, n, "image", "where", "secret:1").out, "node1, node2") {
