@@ -28,6 +28,9 @@ type PeersConfig struct {
 	// Dial opens a stream of Protocol to a peer.
 	Dial    func(ctx context.Context, peerID string) (net.Conn, error)
 	Locator Locator
+	// Members are the IDs of all nodes that seem alive, in any order, also this one's.
+	// Through asks them whose turn it is; nil stands for no others.
+	Members func() []string
 	// Chunks is a directory of its own for what is remembered of blobs' chunks; it is
 	// made if need be, and may be removed at any time. Empty, or a store that is no
 	// Lister, makes every blob move whole.
@@ -60,6 +63,8 @@ type Peers struct {
 	served   map[digest.Digest]*served
 	banned   map[string]time.Time
 	sessions map[*session]digest.Digest // that Allow was asked about
+
+	desk desk
 }
 
 var _ Fetcher = (*Peers)(nil)
@@ -75,6 +80,7 @@ func NewPeers(cfg PeersConfig) *Peers {
 		served:   map[digest.Digest]*served{},
 		banned:   map[string]time.Time{},
 		sessions: map[*session]digest.Digest{},
+		desk:     desk{queues: map[digest.Digest]*queue{}},
 	}
 	if cfg.Chunks != "" {
 		p.recipes = &recipes{dir: cfg.Chunks}
@@ -198,18 +204,7 @@ func (f *fetch) attempt(ctx context.Context, dst Store, want ocispec.Descriptor,
 		return nil, err
 	}
 	defer w.Close()
-	f.bytes = map[string]int64{}
-	g := newProgress(w, f.pieces)
-	resumed := int(w.Offset() / pieceSize(f.size))
-	if w.Offset() >= f.size {
-		resumed = f.pieces
-	}
-	for i := range resumed {
-		g.add(i)
-	}
-	f.p.mu.Lock()
-	f.progress = g
-	f.p.mu.Unlock()
+	g, resumed := f.open(w)
 	defer g.end() // after the commit, so that who is served finds the blob whole
 
 	f.recipe = ""
@@ -234,6 +229,24 @@ func (f *fetch) attempt(ctx context.Context, dst Store, want ocispec.Descriptor,
 		}
 	}
 	return s.notes, err
+}
+
+// open makes known what there is of the blob, and that more is to come. The caller must
+// end the progress.
+func (f *fetch) open(w Writer) (g *progress, resumed int) {
+	f.bytes = map[string]int64{}
+	g = newProgress(w, f.pieces)
+	resumed = int(w.Offset() / pieceSize(f.size))
+	if w.Offset() >= f.size {
+		resumed = f.pieces
+	}
+	for i := range resumed {
+		g.add(i)
+	}
+	f.p.mu.Lock()
+	f.progress = g
+	f.p.mu.Unlock()
+	return g, resumed
 }
 
 // notes are what has to be remembered of an attempt to tell who lied.

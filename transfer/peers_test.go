@@ -57,6 +57,7 @@ func newCluster(t *testing.T, ids ...string) *cluster {
 				return n.host.Dial(ctx, peer, transfer.Protocol)
 			},
 			Locator: c,
+			Members: func() []string { return ids },
 			Allow: func(ctx context.Context, peer string, d digest.Digest) error {
 				if n.allow == nil {
 					return nil

@@ -53,6 +53,23 @@ func (g *progress) remove(piece int) {
 	g.have.unset(piece)
 }
 
+// has says whether a piece is there.
+func (g *progress) has(piece int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.have.has(piece)
+}
+
+// gap is the first piece from one on that isn't there, or how many pieces there are.
+func (g *progress) gap(from int) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for from < g.pieces && g.have.has(from) {
+		from++
+	}
+	return from
+}
+
 // end says that nothing is to be had here any more.
 func (g *progress) end() {
 	g.mu.Lock()

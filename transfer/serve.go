@@ -185,6 +185,9 @@ func (s *session) run(ctx context.Context) error {
 	if kind == kindDelta {
 		return s.serveDelta(ctx, r, body)
 	}
+	if kind == kindTurn {
+		return s.serveTurn(ctx, r, body)
+	}
 	if kind != kindWant {
 		return errors.New("first frame opens no session")
 	}

@@ -66,6 +66,7 @@ type swarm struct {
 	order      []string // of candidates, as they became known
 	suppliers  []*supplier
 	located    bool // the locator has said all
+	awaits     bool // others may tell of peers for as long as it runs
 	anybody    bool // some peer had something
 	lost       error
 
@@ -192,7 +193,9 @@ func (s *swarm) locate(ctx context.Context) {
 				return
 			}
 		}
-		s.post(ctx, func() { s.located = true })
+		if !s.awaits {
+			s.post(ctx, func() { s.located = true })
+		}
 	})
 }
 

@@ -19,6 +19,9 @@
 //	 4 ask    asker   digest of a blob whose size isn't known; first and only
 //	 5 delta  asker   flags (1: send the chunks first), size, digest; first, once
 //	 6 read   asker   offset (8 bytes), length (4); after a delta
+//	 7 turn   asker   flags (1: I ask the source; 2: I can't; 4: I get something; 8: I
+//	                  have all), digest: who asks a source for it? First, once
+//	 8 stand  asker   flags as of turn, now
 //	16 have   holder  state (0 nothing, end; 1 bitmap follows; 2 all); first, and anew
 //	                  when a fetch of the holder's has ended
 //	17 more   holder  pieces (4 bytes each) that have come since
@@ -30,6 +33,8 @@
 //	22 chunks holder  flags (1: the last), how the blob is cut; answers delta
 //	23 run    holder  flags (1: zstd), content; answers read
 //	24 sums   holder  CRC-32C of every piece (4 bytes each), once, of a blob held whole
+//	26 whose  holder  answers turn: state (0 nobody's; 1 yours; 2 others'), IDs as in
+//	                  peers: get it from these
 //
 // docs/transfer.md says all of this at length.
 //
@@ -42,6 +47,13 @@
 // ask it only for pieces that they have seen nowhere else, so each piece leaves it
 // about once, to one asker or another, and these get the rest from each other, rarest
 // first. There is no tracker: holders tell askers of each other.
+//
+// # What nobody has
+//
+// Of those who want a blob from outside the cluster at once, one asks (Peers.Through).
+// Whose turn it is one of the members knows, the first in an order that follows from the
+// digest, from what those who want it tell while they do. The others fetch from the one
+// that asks, which passes on what has arrived.
 //
 // # Updates
 //

@@ -41,6 +41,8 @@ const (
 	kindAsk    = 4 // asker, first and only: digest of a blob whose size it doesn't know
 	kindDelta  = 5 // asker, first: flags, size, digest; opens a delta session
 	kindRead   = 6 // asker, in a delta session: offset, length
+	kindTurn   = 7 // asker, first: flags, digest; opens a session about who asks a source
+	kindStand  = 8 // asker, in such a session: flags
 	kindHave   = 16
 	kindMore   = 17
 	kindPeers  = 18
@@ -50,6 +52,7 @@ const (
 	kindChunks = 22 // answers a delta: flags, chunks
 	kindRun    = 23 // answers a read: flags, content
 	kindSums   = 24 // holder: CRC-32C of every piece, once it has read them
+	kindWhose  = 26 // answers turn and stand: state, peers
 )
 
 // A frame is its kind in a byte, the length of its body in four (big endian), and the
@@ -97,6 +100,12 @@ func bodyLimit(kind byte) int {
 		return 4
 	case kindRead:
 		return 12
+	case kindTurn:
+		return 1 + maxDigestLen
+	case kindStand:
+		return 1
+	case kindWhose:
+		return 1 + maxPeers*(1+maxPeerLen)
 	case kindSums:
 		return 4 * maxPieces
 	case kindChunks:

@@ -56,6 +56,9 @@ func (s *Store) fetchOr(ctx context.Context, want ocispec.Descriptor, last trans
 
 func (s *Store) fetchNow(ctx context.Context, want ocispec.Descriptor, last transfer.Fetcher) error {
 	fetchers := s.cfg.Fetchers
+	if last != nil && s.cfg.Through != nil {
+		last = s.cfg.Through(last)
+	}
 	if last != nil {
 		fetchers = append(slices.Clone(fetchers), last)
 	}

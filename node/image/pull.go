@@ -27,6 +27,7 @@ type pull struct {
 	f      *feed
 	named  reference.Named // what was asked for, with its tag or digest
 	target digest.Digest   // of the manifest or index that it means
+	size   int64           // of that, as the registry says; 0 if it wasn't asked
 	p      api.Platform
 	repo   *registry.Repository // where the name says that the image is; nil if no registries are reached
 }
@@ -125,6 +126,7 @@ func (p *pull) ask(ctx context.Context, known digest.Digest) (digest.Digest, err
 	d, err := p.repo.Resolve(asking, tagged.Tag())
 	switch {
 	case err == nil:
+		p.size = d.Size
 		return d.Digest, nil
 	case known == "" || ctx.Err() != nil:
 		return "", err
@@ -231,7 +233,7 @@ func (p *pull) fetchDocuments(ctx context.Context) (*addition, error) {
 	manifest := target
 	for range 3 {
 		p.l.hold(manifest.Digest)
-		err := p.fetch(ctx, asManifest(manifest))
+		err := p.fetchManifest(ctx, manifest)
 		if errdefs.IsNotFound(err) && manifest.Digest == p.target && p.repo == nil {
 			return nil, denied(p.named)
 		}
@@ -262,6 +264,19 @@ func (p *pull) fetchDocuments(ctx context.Context) (*addition, error) {
 		}
 	}
 	return nil, api.InvalidArgument("manifest %s: indexes are nested too deeply", p.target)
+}
+
+// fetchManifest takes the registry's word for the size of what a tag means, without
+// which peers can't share it while it arrives, if that proves to be right.
+func (p *pull) fetchManifest(ctx context.Context, d ocispec.Descriptor) error {
+	if d.Digest == p.target && p.size > 0 {
+		sized := d
+		sized.Size = p.size
+		if err := p.fetch(ctx, asManifest(sized)); !errdefs.IsDataLoss(err) {
+			return err
+		}
+	}
+	return p.fetch(ctx, asManifest(d))
 }
 
 // fetch fetches from wherever, the registry last.

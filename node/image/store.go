@@ -34,6 +34,9 @@ type Config struct {
 	// Registry is asked what a tag means now, and for blobs after all Fetchers; nil
 	// for none.
 	Registry *registry.Client
+	// Through makes a registry one that the nodes of a cluster ask in turns; nil lets
+	// each node ask by itself.
+	Through  func(registry transfer.Fetcher) transfer.Fetcher
 	Platform api.Platform // zero is this host's
 	Limits   Limits
 	Logger   *slog.Logger // nil discards

@@ -138,7 +138,8 @@ func (a *Agent) build(ctx context.Context) (err error) {
 		return err
 	}
 	a.images, err = image.Open(image.Config{
-		Root: data("images"), Fetchers: fetchers, Resolve: a.resolveImage, Allow: a.mayHold, Registry: a.registry, Logger: a.log,
+		Root: data("images"), Fetchers: fetchers, Resolve: a.resolveImage, Allow: a.mayHold, Registry: a.registry,
+		Through: a.peers.through, Logger: a.log,
 	})
 	if err != nil {
 		return err

@@ -30,6 +30,25 @@ func (s *peerSource) Fetch(ctx context.Context, dst transfer.Store, want ocispec
 	return p.Fetch(ctx, dst, want, progress)
 }
 
+// through makes of a registry one that the cluster's nodes ask in turns.
+func (s *peerSource) through(registry transfer.Fetcher) transfer.Fetcher {
+	if p := s.now.Load(); p != nil {
+		return p.Through(registry)
+	}
+	return registry
+}
+
+// members are the nodes that seem alive, this one among them; none if it is in no cluster.
+func (a *Agent) members() []string {
+	var ids []string
+	for _, n := range a.front.View().Nodes() {
+		if !n.Down {
+			ids = append(ids, n.ID)
+		}
+	}
+	return ids
+}
+
 // locator finds holders in the catalog.
 type locator struct{ reader catalog.Reader }
 

@@ -1,0 +1,4 @@
+package transfer
+
+// DeskOrder is deskOrder.
+var DeskOrder = deskOrder
