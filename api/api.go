@@ -19,6 +19,7 @@ type (
 	Archives   = apiv1.Archives
 	Registries = apiv1.Registries
 	Networks   = apiv1.Networks
+	Volumes    = apiv1.Volumes
 	System     = apiv1.System
 
 	Filters               = apiv1.Filters
@@ -45,6 +46,7 @@ type (
 	LoadOptions           = apiv1.LoadOptions
 	ImportOptions         = apiv1.ImportOptions
 	NetworkInspectOptions = apiv1.NetworkInspectOptions
+	DiskUsageOptions      = apiv1.DiskUsageOptions
 	EventsOptions         = apiv1.EventsOptions
 	Ping                  = apiv1.Ping
 

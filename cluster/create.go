@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 
 	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/api/listing"
@@ -38,6 +39,7 @@ func (r *Router) CreateContainer(ctx context.Context, o api.CreateOptions) (cont
 	}
 	claimed, err := r.claim(ctx, p)
 	if err != nil {
+		r.releaseVolumes(ctx, p.volumes)
 		return none, err
 	}
 	made, err := r.make(ctx, p, claimed)
@@ -48,7 +50,11 @@ func (r *Router) CreateContainer(ctx context.Context, o api.CreateOptions) (cont
 		if released != nil {
 			r.log.Warn("a claim stays until the leader expires it", "container", claimed.ID, "error", released)
 		}
+		r.releaseVolumes(ctx, p.volumes)
 		return none, err
+	}
+	for name, node := range p.volumes {
+		r.await(ctx, settle, madeVolume(name, node))
 	}
 	if r.removed(ctx, claimed.ID) {
 		return none, r.disown(ctx, claimed)
@@ -93,6 +99,7 @@ type creation struct {
 	claim   catalog.ClaimContainer // without node and ports' numbers
 	random  *mathrand.Rand
 	unnamed bool
+	volumes map[string]string // claimed for it: nodes by name
 }
 
 // plan checks a request and finds out all that doesn't depend on the node.
@@ -105,7 +112,7 @@ func (r *Router) plan(ctx context.Context, o api.CreateOptions) (*creation, erro
 		host = *o.HostConfig
 	}
 	o.Config, o.HostConfig = &config, &host
-	p := &creation{CreateOptions: o, unnamed: o.Name == ""}
+	p := &creation{CreateOptions: o, unnamed: o.Name == "", volumes: map[string]string{}}
 	var err error
 	if !p.unnamed {
 		if p.Name, err = validName(o.Name); err != nil {
@@ -161,6 +168,9 @@ func (p *creation) summary() container.Summary {
 		State:   container.StateCreated,
 	}
 	s.HostConfig.NetworkMode = string(p.HostConfig.NetworkMode)
+	for _, name := range p.asked() {
+		s.Mounts = append(s.Mounts, container.MountPoint{Type: mount.TypeVolume, Name: name, Driver: "local"})
+	}
 	return s
 }
 
@@ -172,7 +182,7 @@ func (r *Router) claim(ctx context.Context, p *creation) (*catalog.Container, er
 		if p.unnamed {
 			c.Name = listing.RandomName(p.random, try > 0)
 		}
-		d, err := r.place(p)
+		d, err := r.placeWithVolumes(ctx, p)
 		if err != nil {
 			return nil, err
 		}

@@ -113,6 +113,14 @@ func (l *leader) claims(ctx context.Context) error {
 		}
 		l.s.log.Info("claim expired: no node made the container", "container", c.ID, "name", c.Name)
 	}
+	for _, v := range l.s.cat.View().Volumes() {
+		if v.Made || time.Since(v.Claimed) < claimLimit {
+			continue
+		}
+		if _, err := l.s.cat.Propose(ctx, catalog.ReleaseVolume{Name: v.Name, NodeID: v.NodeID}); err != nil {
+			return err
+		}
+	}
 	for id := range l.pending {
 		if !seen[id] {
 			delete(l.pending, id)

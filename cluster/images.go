@@ -43,7 +43,33 @@ func (r *Router) ListImages(ctx context.Context, o api.ImageListOptions) ([]imag
 		all = append(all, *s)
 	}
 	slices.SortFunc(all, func(a, b image.Summary) int { return strings.Compare(a.ID, b.ID) })
-	return listing.Images(all, o, time.Now())
+	found, err := listing.Images(all, o, time.Now())
+	if err != nil || !o.SharedSize {
+		return found, err
+	}
+	return found, r.fillShared(ctx, found)
+}
+
+// fillShared asks the nodes how much of images other images have as well, of which the
+// largest answer counts: a copy may stand alone.
+func (r *Router) fillShared(ctx context.Context, shown []image.Summary) error {
+	var mu sync.Mutex
+	sizes := map[string]int64{}
+	err := r.everywhere(ctx, func(n node) error {
+		part, err := n.ListImages(ctx, api.ImageListOptions{All: true, SharedSize: true})
+		mu.Lock()
+		defer mu.Unlock()
+		for _, s := range part {
+			sizes[s.ID] = max(sizes[s.ID], s.SharedSize)
+		}
+		return err
+	})
+	for i := range shown {
+		if size, ok := sizes[shown[i].ID]; ok {
+			shown[i].SharedSize = size
+		}
+	}
+	return err
 }
 
 func merged(a, b []string) []string {

@@ -191,7 +191,11 @@ func (r *Router) RemoveContainer(ctx context.Context, id string, o api.RemoveOpt
 			return err
 		}
 		// A container that only the catalog knows goes all the same.
-		return r.forget(ctx, c.ID)
+		if err := r.forget(ctx, c.ID); err != nil || !o.Volumes {
+			return err
+		}
+		r.await(ctx, settle, r.withoutVolumes(c.NodeID, anonymous(r.reader.View(), c)))
+		return nil
 	})
 }
 

@@ -63,16 +63,14 @@ func (r *Router) pins(v catalog.View, p *creation) ([]scheduler.Pin, error) {
 		source, _, named := strings.Cut(b, ":")
 		if named && strings.HasPrefix(source, "/") {
 			pins = append(pins, scheduler.Pin{NodeID: r.self, Why: "it took the request, which mounts " + source + " of its host"})
-		} else if named {
-			pins = append(pins, volumePin(v, source)...)
 		}
 	}
+	for _, name := range p.asked() {
+		pins = append(pins, r.volumePin(v, name)...)
+	}
 	for _, m := range p.HostConfig.Mounts {
-		switch m.Type {
-		case mount.TypeBind:
+		if m.Type == mount.TypeBind {
 			pins = append(pins, scheduler.Pin{NodeID: r.self, Why: "it took the request, which mounts " + m.Source + " of its host"})
-		case mount.TypeVolume:
-			pins = append(pins, volumePin(v, m.Source)...)
 		}
 	}
 	for _, port := range p.claim.Ports {
@@ -90,17 +88,10 @@ func (r *Router) pins(v catalog.View, p *creation) ([]scheduler.Pin, error) {
 	return pins, nil
 }
 
-// volumePin is the node that a named volume is on, as far as containers use it.
-func volumePin(v catalog.View, name string) []scheduler.Pin {
-	if name == "" {
-		return nil
-	}
-	for _, c := range v.Containers() {
-		for _, m := range c.Summary.Mounts {
-			if m.Type == mount.TypeVolume && m.Name == name {
-				return []scheduler.Pin{{NodeID: c.NodeID, Why: "volume " + name + " is there"}}
-			}
-		}
+// volumePin is the node that a named volume is on.
+func (r *Router) volumePin(v catalog.View, name string) []scheduler.Pin {
+	for _, x := range r.volumesNamed(v, name) {
+		return []scheduler.Pin{{NodeID: x.NodeID, Why: "volume " + name + " is there"}}
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ type Reports interface {
 	catalog.Reader
 	Propose(ctx context.Context, c catalog.Command) (catalog.Result, error)
 	// Seq are the numbers of the last reports that were taken from a node.
-	Seq(nodeID string) (containers, images uint64)
+	Seq(nodeID string) (containers, images, volumes uint64)
 }
 
 // Publisher tells the catalog what a node runs and holds. The node never waits for
@@ -51,6 +51,7 @@ type Publisher struct {
 	said    map[string]string // by container ID, what was last reported; the loop's
 	names   map[string]string // by container ID, the node's name for it
 	images  map[string]string // by digest; nil before the first report
+	volumes map[string]string // by name; nil before the first report
 	fullRun bool              // the next report shall say everything
 }
 
@@ -58,6 +59,7 @@ type Publisher struct {
 type marks struct {
 	containers map[string]bool
 	images     bool
+	volumes    bool
 	all        bool
 }
 
@@ -149,6 +151,10 @@ func (p *Publisher) note(m events.Message) {
 		}
 	case events.ImageEventType:
 		p.mark(func(k *marks) { k.images = true })
+	case events.VolumeEventType:
+		if m.Action == events.ActionCreate || m.Action == events.ActionDestroy {
+			p.mark(func(k *marks) { k.volumes = true })
+		}
 	}
 }
 
@@ -175,7 +181,7 @@ func (p *Publisher) report(ctx context.Context) error {
 		}
 		p.log.Log(ctx, level, "report to the catalog failed; trying again", "error", err)
 		p.mark(func(k *marks) {
-			k.all, k.images = k.all || m.all, k.images || m.images
+			k.all, k.images, k.volumes = k.all || m.all, k.images || m.images, k.volumes || m.volumes
 			for id := range m.containers {
 				k.containers[id] = true
 			}
@@ -191,6 +197,13 @@ func (p *Publisher) publish(ctx context.Context, m marks) error {
 			return err
 		}
 	}
+	if err := p.publishContainers(ctx, m); err != nil || !m.volumes && !m.all {
+		return err
+	}
+	return p.publishVolumes(ctx)
+}
+
+func (p *Publisher) publishContainers(ctx context.Context, m marks) error {
 	if m.all {
 		return p.publishAll(ctx)
 	}
@@ -313,7 +326,7 @@ func (p *Publisher) send(ctx context.Context, changed []catalog.Container, gone 
 		return nil
 	}
 	err := p.inTurn(ctx, func() (uint64, catalog.Command) {
-		last, _ := p.store.Seq(p.node)
+		last, _, _ := p.store.Seq(p.node)
 		return last + 1, catalog.PutContainers{NodeID: p.node, Seq: last + 1, Full: full, Containers: changed, Gone: gone}
 	})
 	if err != nil {
@@ -380,13 +393,48 @@ func (p *Publisher) publishImages(ctx context.Context) error {
 		return nil
 	}
 	err = p.inTurn(ctx, func() (uint64, catalog.Command) {
-		_, last := p.store.Seq(p.node)
+		_, last, _ := p.store.Seq(p.node)
 		return last + 1, catalog.PutImages{NodeID: p.node, Seq: last + 1, Full: full, Images: changed, Gone: gone}
 	})
 	if err != nil {
 		return err
 	}
 	p.images = now
+	return nil
+}
+
+// publishVolumes reports what the node's volumes became.
+func (p *Publisher) publishVolumes(ctx context.Context) error {
+	held, err := p.local.ListVolumes(ctx, nil)
+	if err != nil {
+		return err
+	}
+	now := map[string]string{}
+	var changed []catalog.Volume
+	for _, v := range held.Volumes {
+		now[v.Name] = fingerprint(v)
+		if p.volumes[v.Name] != now[v.Name] {
+			changed = append(changed, catalog.Volume{Name: v.Name, Volume: v})
+		}
+	}
+	var gone []string
+	for name := range p.volumes {
+		if now[name] == "" {
+			gone = append(gone, name)
+		}
+	}
+	full := p.volumes == nil
+	if len(changed)+len(gone) == 0 && !full {
+		return nil
+	}
+	err = p.inTurn(ctx, func() (uint64, catalog.Command) {
+		_, _, last := p.store.Seq(p.node)
+		return last + 1, catalog.PutVolumes{NodeID: p.node, Seq: last + 1, Full: full, Volumes: changed, Gone: gone}
+	})
+	if err != nil {
+		return err
+	}
+	p.volumes = now
 	return nil
 }
 

@@ -41,9 +41,12 @@ func (n *Node) CreateContainer(ctx context.Context, o api.CreateOptions) (contai
 	if r.Name, err = n.claimName(r.ID, o.Name); err != nil {
 		return none, err
 	}
+	defer n.volumes.letGo(r.ID)
 	c, err := n.make(ctx, r)
 	if err != nil {
 		n.index.unclaim(r.Name, r.ID)
+		n.volumes.letGo(r.ID)
+		n.removeVolumes(r)
 		return none, err
 	}
 	n.index.add(c)
@@ -323,16 +326,15 @@ func (n *Node) make(ctx context.Context, r record) (c *ctr, err error) {
 func (n *Node) settleMount(id string, p *mountPoint) error {
 	switch p.Type {
 	case mount.TypeVolume:
-		owner := ""
 		if p.Anonymous {
-			p.Name, owner = newID(64), id
+			p.Name = newID(64)
 		}
-		made, err := n.volumes.ensure(p.Name, owner)
+		made, err := n.volumes.hold(p.volume(id), id)
 		if err != nil {
 			return api.InvalidArgument("%w", err)
 		}
 		if made {
-			n.journal.add(events.VolumeEventType, events.ActionCreate, p.Name, map[string]string{"driver": "local"})
+			n.volumeChanged(events.ActionCreate, p.Name)
 		}
 		p.Source = n.volumes.data(p.Name)
 		if p.Mode == "" && !p.RW {
@@ -342,6 +344,15 @@ func (n *Node) settleMount(id string, p *mountPoint) error {
 		return makeSource(*p)
 	}
 	return nil
+}
+
+// volume describes the volume that a mount of a container is of.
+func (p mountPoint) volume(container string) volumeInfo {
+	i := volumeInfo{Name: p.Name, Labels: p.Labels}
+	if p.Anonymous {
+		i.Container = container
+	}
+	return i
 }
 
 // makeSource makes a missing directory on the host, as -v does.

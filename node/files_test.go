@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/shoal-engine/shoal/api/listing"
 	"golang.org/x/sys/unix"
 )
 
@@ -79,22 +81,55 @@ func TestFillVolume(t *testing.T) {
 }
 
 func TestVolumes(t *testing.T) {
-	v := &volumes{root: t.TempDir()}
-	made, err := v.ensure("data", "")
+	v := &volumes{root: t.TempDir(), held: map[string][]string{}}
+	none := func() []string { return nil }
+	made, err := v.ensure(volumeInfo{Name: "data", Labels: map[string]string{"a": "b"}})
 	require.NoError(t, err)
 	require.True(t, made)
-	made, err = v.ensure("data", "c1")
+	made, err = v.ensure(volumeInfo{Name: "data", Container: "c1"})
 	require.NoError(t, err)
 	require.False(t, made)
-	require.NoError(t, v.removeOf("data", "c1"))
-	require.DirExists(t, v.data("data"), "a named volume stays")
-	_, err = v.ensure("anonymous", "c1")
+	require.False(t, v.madeBy("data", "c1"), "it has a name of its own")
+	d, err := v.get("data")
 	require.NoError(t, err)
-	require.NoError(t, v.removeOf("anonymous", "c2"))
-	require.DirExists(t, v.data("anonymous"))
-	require.NoError(t, v.removeOf("anonymous", "c1"))
-	require.NoDirExists(t, v.dir("anonymous"))
-	require.NoError(t, v.removeOf("anonymous", "c1"))
-	_, err = v.ensure("../up", "")
+	require.Equal(t, map[string]string{"a": "b"}, d.Labels)
+
+	_, err = v.hold(volumeInfo{Name: "data"}, "c3")
+	require.NoError(t, err)
+	_, err = v.take("data", func() []string { return []string{"c2"} })
+	require.ErrorContains(t, err, "remove data: volume is in use - [c2, c3]")
+	v.letGo("c3")
+	done, err := v.take("data", none)
+	require.NoError(t, err)
+	_, err = v.get("data")
+	require.ErrorContains(t, err, "get data: no such volume", "it is gone before its files are")
+	made, err = v.ensure(volumeInfo{Name: "data"})
+	require.NoError(t, err)
+	require.True(t, made)
+	// What was interrupted ends when the store is opened again.
+	left, err := filepath.Glob(v.dir(trashPrefix + "*"))
+	require.NoError(t, err)
+	require.Len(t, left, 1)
+	require.NoError(t, v.open())
+	require.NoDirExists(t, left[0])
+	require.DirExists(t, v.data("data"))
+	require.NoError(t, done())
+
+	_, err = v.ensure(volumeInfo{Name: "anonymous", Container: "c1"})
+	require.NoError(t, err)
+	require.False(t, v.madeBy("anonymous", "c2"))
+	require.True(t, v.madeBy("anonymous", "c1"))
+	d, err = v.get("anonymous")
+	require.NoError(t, err)
+	require.Contains(t, d.Labels, listing.AnonymousLabel)
+	_, err = v.ensure(volumeInfo{Name: "../up"})
 	require.Error(t, err)
+	_, err = v.get("..")
+	require.ErrorContains(t, err, "no such volume")
+
+	require.NoError(t, os.WriteFile(filepath.Join(v.dir("anonymous"), "volume.json"), []byte("{"), 0o600))
+	all, unread, err := v.list()
+	require.NoError(t, err)
+	require.Len(t, all, 1)
+	require.Len(t, unread, 1)
 }

@@ -21,7 +21,14 @@ import (
 
 // ListImages implements api.Images.
 func (n *Node) ListImages(ctx context.Context, o api.ImageListOptions) ([]image.Summary, error) {
-	all, err := n.imageSummaries(ctx)
+	summaries := n.imageSummaries
+	if o.SharedSize {
+		summaries = func(ctx context.Context) ([]image.Summary, error) {
+			all, _, err := n.imageSpace(ctx)
+			return all, err
+		}
+	}
+	all, err := summaries(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 
 	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/api/listing"
 )
 
 // mountPoint is one mount of a container: what inspection shows, and what only
@@ -26,6 +27,8 @@ type mountPoint struct {
 	NonRecursive bool   `json:",omitempty"`
 	Subpath      string `json:",omitempty"`
 	Options      string `json:",omitempty"` // of a tmpfs
+	// Labels are the volume's, if it is made for this mount.
+	Labels map[string]string `json:",omitempty"`
 }
 
 var propagations = []string{"private", "rprivate", "slave", "rslave", "shared", "rshared"}
@@ -187,7 +190,7 @@ func parseVolumeMount(m mount.Mount, p *mountPoint) error {
 		return errors.New("must not set ReadOnly mode when using anonymous volumes")
 	}
 	if !p.Anonymous {
-		if err := checkVolumeName(p.Name); err != nil {
+		if err := listing.CheckVolumeName(p.Name); err != nil {
 			return err
 		}
 	}
@@ -195,7 +198,7 @@ func parseVolumeMount(m mount.Mount, p *mountPoint) error {
 	if o == nil {
 		return nil
 	}
-	p.Fill = !o.NoCopy
+	p.Fill, p.Labels = !o.NoCopy, o.Labels
 	if d := o.DriverConfig; d != nil && d.Name != "" && d.Name != "local" {
 		return fmt.Errorf("error looking up volume plugin %s: plugin %q not found", d.Name, d.Name)
 	}

@@ -75,7 +75,7 @@ func New(cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, images: cfg.Images, network: cfg.Network, runtime: cfg.Runtime,
 		host: probeHost(), index: newIndex(), journal: newJournal(),
-		volumes: &volumes{root: filepath.Join(root, "volumes")},
+		volumes: &volumes{root: filepath.Join(root, "volumes"), held: map[string][]string{}},
 		ready:   make(chan struct{}),
 	}
 	if n.cfg.Name == "" {
@@ -85,10 +85,9 @@ func New(cfg Config) (*Node, error) {
 		n.cfg.ID = n.cfg.Name
 	}
 	n.life, n.end = context.WithCancelCause(context.Background())
-	for _, dir := range []string{filepath.Join(root, "containers"), n.volumes.root} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return nil, fmt.Errorf("make the node's directories: %w", err)
-		}
+	err = os.MkdirAll(filepath.Join(root, "containers"), 0o711)
+	if err = errors.Join(err, n.volumes.open()); err != nil {
+		return nil, fmt.Errorf("make the node's directories: %w", err)
 	}
 	if err := n.loadRecords(); err != nil {
 		return nil, err

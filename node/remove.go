@@ -5,14 +5,12 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
-	"github.com/moby/moby/api/types/mount"
 	"golang.org/x/sys/unix"
 
 	"github.com/shoal-engine/shoal/api"
@@ -91,38 +89,17 @@ func (n *Node) remove(c *ctr, withVolumes bool) error {
 	}
 	n.disconnect(ctx, r)
 	n.index.remove(c.id, r.Name)
+	if withVolumes {
+		n.removeVolumes(r)
+	}
 	n.emit(r, events.ActionDestroy, nil)
 	c.mu.Lock()
 	close(c.removed)
 	c.wakeLocked(true)
 	c.mu.Unlock()
 	c.dropPending()
-	if withVolumes {
-		n.removeVolumes(r)
-	}
 	n.discard(r)
 	return nil
-}
-
-// removeVolumes removes the volumes that a container made for itself.
-func (n *Node) removeVolumes(r record) {
-	for _, m := range r.Mounts {
-		if m.Type != mount.TypeVolume || !m.Anonymous || n.volumeUsed(m.Name, r.ID) {
-			continue
-		}
-		if err := n.volumes.removeOf(m.Name, r.ID); err != nil {
-			n.log.Warn("remove a volume", "container", r.ID, "volume", m.Name, "err", err)
-			continue
-		}
-		n.journal.add(events.VolumeEventType, events.ActionDestroy, m.Name, map[string]string{"driver": "local"})
-	}
-}
-
-// volumeUsed says whether another container has a volume mounted.
-func (n *Node) volumeUsed(name, but string) bool {
-	return slices.ContainsFunc(n.index.all(), func(c *ctr) bool {
-		return c.id != but && slices.ContainsFunc(c.get().Mounts, func(m mountPoint) bool { return m.Name == name })
-	})
 }
 
 // discard removes all that is left of a container on the host, its directory

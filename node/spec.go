@@ -191,11 +191,7 @@ func (n *Node) mount(id string, m mountPoint, root nodeimage.Root) (specs.Mount,
 		}
 		return s, nil
 	case mount.TypeVolume:
-		owner := ""
-		if m.Anonymous {
-			owner = id
-		}
-		if _, err := n.volumes.ensure(m.Name, owner); err != nil {
+		if _, err := n.volumes.ensure(m.volume(id)); err != nil {
 			return s, err
 		}
 		if m.Fill {

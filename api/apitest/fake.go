@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/system"
+	"github.com/moby/moby/api/types/volume"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-engine/shoal/api"
@@ -35,6 +36,7 @@ type Fake struct {
 	images     map[digest.Digest]*fakeImage
 	tags       map[string]digest.Digest // by full reference
 	execs      map[string]*fakeExec
+	volumes    map[string]volume.Volume
 	remote     map[string][]byte // archives that can be pulled, by full reference
 	history    []events.Message
 	happened   chan struct{} // closed and replaced at every event
@@ -51,7 +53,7 @@ func NewFake(name string, seed uint64) *Fake {
 		random:     rand.New(rand.NewPCG(seed, 0)),
 		containers: map[string]*fakeContainer{}, names: map[string]string{},
 		images: map[digest.Digest]*fakeImage{}, tags: map[string]digest.Digest{},
-		execs: map[string]*fakeExec{}, remote: map[string][]byte{}, happened: make(chan struct{}),
+		execs: map[string]*fakeExec{}, volumes: map[string]volume.Volume{}, remote: map[string][]byte{}, happened: make(chan struct{}),
 		pids: 100,
 	}
 }

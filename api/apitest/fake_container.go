@@ -27,6 +27,8 @@ type fakeContainer struct {
 	image             digest.Digest
 	files             map[string]int64
 	host              container.HostConfig
+	mounts            []container.MountPoint
+	anonymous         []string // names of volumes that were made for it alone
 	networking        network.NetworkingConfig
 	created           time.Time
 	started, finished time.Time
@@ -74,6 +76,7 @@ func (c *fakeContainer) start() error {
 		}
 		if c.host.AutoRemove {
 			c.forget()
+			c.unmount()
 		}
 		return err
 	}
@@ -127,6 +130,7 @@ func (c *fakeContainer) end(code int) {
 	c.nextExit = make(chan struct{})
 	if c.host.AutoRemove {
 		c.forget()
+		c.unmount()
 	}
 }
 

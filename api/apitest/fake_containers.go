@@ -74,6 +74,7 @@ func (f *Fake) CreateContainer(ctx context.Context, o api.CreateOptions) (contai
 	c.console = newConsole(c.config.Tty, c.config.OpenStdin, c.config.StdinOnce)
 	f.containers[c.id], f.names[c.name] = c, c.id
 	f.order = append(f.order, c.id)
+	c.mount()
 	c.emit(events.ActionCreate)
 	return container.CreateResponse{ID: c.id, Warnings: []string{}}, nil
 }
@@ -265,6 +266,9 @@ func (f *Fake) RemoveContainer(ctx context.Context, id string, o api.RemoveOptio
 		switch {
 		case !c.running():
 			c.forget()
+			if o.Volumes {
+				c.unmount()
+			}
 		case !o.Force:
 			return api.Conflict("cannot remove container %q: container is running: "+
 				"stop the container before removing or force remove", "/"+c.name)
@@ -281,6 +285,9 @@ func (f *Fake) RemoveContainer(ctx context.Context, id string, o api.RemoveOptio
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c.forget()
+	if o.Volumes {
+		c.unmount()
+	}
 	return nil
 }
 
@@ -310,7 +317,7 @@ func (f *Fake) summaries() []container.Summary {
 			ID: c.id, Names: []string{"/" + c.name}, Image: c.imageName, ImageID: c.image.String(), Command: c.command(),
 			Created: c.created.Unix(), Labels: c.config.Labels, State: c.state,
 			Status: listing.Status(c.state, c.started, c.finished, c.exitCode, "", now),
-			Ports:  []container.PortSummary{}, Mounts: []container.MountPoint{},
+			Ports:  []container.PortSummary{}, Mounts: slices.Clone(c.mounts),
 			NetworkSettings: &container.NetworkSettingsSummary{Networks: c.endpoints()},
 		}
 		s.HostConfig.NetworkMode = string(c.host.NetworkMode)
@@ -349,7 +356,7 @@ func (f *Fake) InspectContainer(
 		argv := c.argv()
 		i = container.InspectResponse{
 			ID: c.id, Name: "/" + c.name, Created: c.created.UTC().Format(time.RFC3339Nano), Path: argv[0], Args: argv[1:],
-			Image: c.image.String(), Driver: "fake", Platform: "linux", Mounts: []container.MountPoint{},
+			Image: c.image.String(), Driver: "fake", Platform: "linux", Mounts: slices.Clone(c.mounts),
 			ExecIDs: slices.Clone(c.execs), HostConfig: &c.host, Config: &c.config,
 			NetworkSettings: &container.NetworkSettings{Ports: network.PortMap{}, Networks: c.endpoints()},
 			State: &container.State{

@@ -28,9 +28,11 @@ import (
 func (f *Fake) ListImages(ctx context.Context, o api.ImageListOptions) ([]image.Summary, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var all []image.Summary
-	for _, id := range slices.Sorted(maps.Keys(f.images)) {
-		all = append(all, f.imageSummary(f.images[id]))
+	all, _ := f.imageSpace()
+	if !o.SharedSize {
+		for i := range all {
+			all[i].SharedSize = -1
+		}
 	}
 	found, err := listing.Images(all, o, time.Now())
 	if err != nil {

@@ -38,7 +38,7 @@ func Run(t *testing.T, make func(t *testing.T) Target) {
 	}{
 		{"Lifecycle", lifecycleTests()}, {"Errors", errorTests()}, {"Streams", streamTests()},
 		{"Execs", execTests()}, {"Listing", listingTests()}, {"Events", eventTests()},
-		{"Images", imageTests()}, {"System", systemTests()},
+		{"Images", imageTests()}, {"System", systemTests()}, {"Volumes", volumeTests()}, {"DiskUsage", usageTests()},
 	} {
 		t.Run(group.name, func(t *testing.T) {
 			for name, test := range group.tests {

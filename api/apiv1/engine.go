@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
+	"github.com/moby/moby/api/types/volume"
 )
 
 // Engine runs containers from images. A node, a whole cluster and a client of
@@ -31,6 +32,7 @@ type Engine interface {
 	Archives
 	Registries
 	Networks
+	Volumes
 	System
 }
 
@@ -143,11 +145,31 @@ type Networks interface {
 	InspectNetwork(ctx context.Context, id string, o NetworkInspectOptions) (network.Inspect, error)
 }
 
+// Volumes are directories that outlive containers. Of a name there is one, whichever
+// host of the engine it is on.
+type Volumes interface {
+	ListVolumes(ctx context.Context, f Filters) (volume.ListResponse, error)
+	// InspectVolume is NotFound ("get x: no such volume") for an unknown name.
+	InspectVolume(ctx context.Context, name string) (volume.Volume, error)
+	// CreateVolume makes a volume, and a name if it has none. One that is there
+	// already is returned as it is.
+	CreateVolume(ctx context.Context, o volume.CreateRequest) (volume.Volume, error)
+	// RemoveVolume is Conflict for one that a container has, running or not. With
+	// force, one that isn't there is no error.
+	RemoveVolume(ctx context.Context, name string, force bool) error
+	// PruneVolumes removes volumes that no container has: those without a name of
+	// their own, with the filter all=true every one.
+	PruneVolumes(ctx context.Context, f Filters) (volume.PruneReport, error)
+}
+
 // System is the engine itself.
 type System interface {
 	Ping(ctx context.Context) (Ping, error)
 	Version(ctx context.Context) (system.VersionResponse, error)
 	Info(ctx context.Context) (system.Info, error)
+	// DiskUsage measures what takes space. What wasn't asked for is nil; the rest has
+	// its items.
+	DiskUsage(ctx context.Context, o DiskUsageOptions) (system.DiskUsage, error)
 	// Events replays what happened since o.Since, then follows.
 	Events(ctx context.Context, o EventsOptions) (Stream[events.Message], error)
 }

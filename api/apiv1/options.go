@@ -1,12 +1,14 @@
 package apiv1
 
 import (
+	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/system"
 )
 
 // Progress is one line of a long job, as Docker's clients draw it.
@@ -141,6 +143,14 @@ type ImportOptions struct {
 type NetworkInspectOptions struct {
 	Verbose bool
 	Scope   string
+}
+
+// DiskUsageOptions choose what is measured; no kinds mean all.
+type DiskUsageOptions struct{ Kinds []system.DiskUsageObject }
+
+// Wants says whether a kind is to be measured.
+func (o DiskUsageOptions) Wants(k system.DiskUsageObject) bool {
+	return len(o.Kinds) == 0 || slices.Contains(o.Kinds, k)
 }
 
 // EventsOptions choose events. Since zero means from now on; Until zero means for

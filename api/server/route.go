@@ -56,6 +56,7 @@ func table() []route {
 	var all []route
 	for _, part := range [][]route{
 		systemRoutes(), containerRoutes(), processRoutes(), execRoutes(), imageRoutes(), archiveRoutes(), networkRoutes(),
+		volumeRoutes(), usageRoutes(),
 	} {
 		all = append(all, part...)
 	}

@@ -47,6 +47,9 @@ var appliers = map[Kind]applier{
 	KindDropRef:         decoded(dropRef),
 	KindSetPrivate:      decoded(setPrivate),
 	KindDropPrivate:     decoded(dropPrivate),
+	KindClaimVolume:     decoded(claimVolume),
+	KindReleaseVolume:   decoded(releaseVolume),
+	KindPutVolumes:      decoded(putVolumes),
 }
 
 // corruptError is a command that no replica of this version can read, or a table
@@ -175,6 +178,11 @@ func removeNode(t tx, c RemoveNode) (Result, error) {
 	}
 	for _, i := range pointers[Image](t.Txn, tableImage, "node", n.ID) {
 		if err := drop(t, tableImage, i); err != nil {
+			return Result{}, err
+		}
+	}
+	for _, v := range pointers[Volume](t.Txn, tableVolume, "node", n.ID) {
+		if err := drop(t, tableVolume, v); err != nil {
 			return Result{}, err
 		}
 	}

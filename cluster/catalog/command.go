@@ -33,6 +33,9 @@ const (
 	KindDropRef         Kind = 16
 	KindSetPrivate      Kind = 17
 	KindDropPrivate     Kind = 18
+	KindClaimVolume     Kind = 19
+	KindReleaseVolume   Kind = 20
+	KindPutVolumes      Kind = 21
 )
 
 // Command is one change of the catalog. All commands are idempotent: a caller
@@ -54,7 +57,7 @@ type SetSecret struct{ Secret string }
 // keys are added) and the time it joined. A taken name is a Conflict.
 type PutNode struct{ Node Node }
 
-// RemoveNode forgets a node with its containers, claims, images and rights.
+// RemoveNode forgets a node with its containers, claims, images, volumes and rights.
 type RemoveNode struct{ ID string }
 
 // NodeTags edits a node's tags.
@@ -140,6 +143,22 @@ type SetPrivate struct{ Private Private }
 // DropPrivate makes an image, by its digest or its ID, one that every node may hold.
 type DropPrivate struct{ Digest, ID string }
 
+// ClaimVolume makes a name mean a volume on a node, before the node has made it. If
+// the name means one already, the answer is that one.
+type ClaimVolume struct{ Name, NodeID string }
+
+// ReleaseVolume drops the claim of a volume that its node has not made.
+type ReleaseVolume struct{ Name, NodeID string }
+
+// PutVolumes is a node's report of its volumes; Seq and Full as in PutContainers.
+type PutVolumes struct {
+	NodeID  string
+	Seq     uint64
+	Full    bool
+	Volumes []Volume
+	Gone    []string // names
+}
+
 // Kind implements Command, here and below.
 func (SetSettings) Kind() Kind     { return KindSetSettings }
 func (SetSecret) Kind() Kind       { return KindSetSecret }
@@ -159,13 +178,17 @@ func (SetRef) Kind() Kind          { return KindSetRef }
 func (DropRef) Kind() Kind         { return KindDropRef }
 func (SetPrivate) Kind() Kind      { return KindSetPrivate }
 func (DropPrivate) Kind() Kind     { return KindDropPrivate }
+func (ClaimVolume) Kind() Kind     { return KindClaimVolume }
+func (ReleaseVolume) Kind() Kind   { return KindReleaseVolume }
+func (PutVolumes) Kind() Kind      { return KindPutVolumes }
 
 // Result is what a command answered.
 type Result struct {
 	Index     uint64     // of the view that shows the change
 	Container *Container `json:",omitempty"` // ClaimContainer, ClaimPorts
 	Node      *Node      `json:",omitempty"` // PutNode
-	// Seq of PutContainers and PutImages is their own, 0 if they were stale: that the node's
+	Volume    *Volume    `json:",omitempty"` // ClaimVolume
+	// Seq of PutContainers, PutImages and PutVolumes is their own, 0 if they were stale: that the node's
 	// last report has the same number doesn't make it the same report.
 	Seq uint64 `json:",omitempty"`
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/volume"
 )
 
 // Node is one host.
@@ -72,6 +73,16 @@ type Image struct {
 // Ref is a cluster-wide image name: familiar reference with tag -> digest.
 type Ref struct{ Name, Digest string }
 
+// Volume is a local volume of one node. Of a name there is one, unless nodes that had
+// each their own came together.
+type Volume struct {
+	Name, NodeID string
+	// Made says that the node has reported it; before, there is only a claim.
+	Made    bool
+	Volume  volume.Volume // as the node shows it
+	Claimed time.Time     // or first reported
+}
+
 // View is the catalog at one moment. It never changes and costs next to nothing.
 // Slices and maps that it returns belong to it: read only.
 type View interface {
@@ -88,6 +99,8 @@ type View interface {
 	Ref(name string) (Ref, bool)
 	// Holders are the nodes that hold the image with that digest whole.
 	Holders(digest string) []Node
+	// Volumes are those of all nodes, by name.
+	Volumes() []Volume
 	// Private are the images that only some nodes may hold, by digest.
 	Private() []Private
 }

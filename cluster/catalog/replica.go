@@ -98,7 +98,7 @@ func (c *Catalog) Wait(ctx context.Context, after uint64) error { return c.state
 func (c *Catalog) Settings() (SetSettings, bool) { return c.state.Settings() }
 
 // Seq are the numbers of the last reports that were taken from a node.
-func (c *Catalog) Seq(node string) (containers, images uint64) { return c.state.Seq(node) }
+func (c *Catalog) Seq(node string) (containers, images, volumes uint64) { return c.state.Seq(node) }
 
 // stores are what raft keeps its things in.
 type stores struct {

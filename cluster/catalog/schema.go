@@ -21,6 +21,7 @@ const (
 	tableGone      = "gone"
 	tableSettings  = "settings"
 	tablePrivate   = "private"
+	tableVolume    = "volume"
 )
 
 // portClaim is the right of one container to one port.
@@ -32,8 +33,8 @@ type portClaim struct {
 
 // nodeSeq is the last report taken from a node.
 type nodeSeq struct {
-	NodeID             string
-	Containers, Images uint64
+	NodeID                      string
+	Containers, Images, Volumes uint64
 }
 
 // gone is the tombstone of a removed container; Order grows with each.
@@ -105,6 +106,10 @@ func schema() *memdb.DBSchema {
 			"node":   func(i *Image) string { return i.NodeID },
 		}),
 		table(tableRef, func(r *Ref) string { return r.Name }, nil),
+		table(tableVolume, func(v *Volume) string { return v.Name + "\x00" + v.NodeID }, map[string]key[Volume]{
+			"name": func(v *Volume) string { return v.Name },
+			"node": func(v *Volume) string { return v.NodeID },
+		}),
 		table(tablePrivate, func(p *Private) string { return p.Digest }, nil),
 		table(tableSeq, func(s *nodeSeq) string { return s.NodeID }, nil),
 		table(tableGone, func(g *gone) string { return g.ID },

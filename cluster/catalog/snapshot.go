@@ -53,6 +53,7 @@ func storedTables() []stored {
 		storedTable[nodeSeq](7, tableSeq),
 		storedTable[gone](8, tableGone),
 		storedTable[Private](9, tablePrivate),
+		storedTable[Volume](10, tableVolume),
 	}
 }
 

@@ -163,7 +163,7 @@ func (s *State) setVoters(index uint64, voters []string) error {
 }
 
 // Seq are the numbers of the last reports that were taken from a node.
-func (s *State) Seq(node string) (containers, images uint64) {
+func (s *State) Seq(node string) (containers, images, volumes uint64) {
 	last := s.view().seq(node)
-	return last.Containers, last.Images
+	return last.Containers, last.Images, last.Volumes
 }

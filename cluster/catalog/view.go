@@ -20,6 +20,7 @@ type view struct {
 	containers lazy[[]Container]
 	images     lazy[[]Image]
 	private    lazy[[]Private]
+	volumes    lazy[[]Volume]
 }
 
 // lazy is a value computed once.
@@ -132,6 +133,10 @@ func (v *view) Holders(digest string) []Node {
 
 func (v *view) Private() []Private {
 	return v.private.get(func() []Private { return list[Private](v.db.Txn(false), tablePrivate, "id_prefix", "") })
+}
+
+func (v *view) Volumes() []Volume {
+	return v.volumes.get(func() []Volume { return list[Volume](v.db.Txn(false), tableVolume, "id_prefix", "") })
 }
 
 func (v *view) settings() (SetSettings, bool) {

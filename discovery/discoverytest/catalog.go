@@ -156,5 +156,6 @@ func (v *view) Container(ref string) (catalog.Container, error) {
 func (v *view) Ref(string) (catalog.Ref, bool) { return catalog.Ref{}, false }
 func (v *view) Holders(string) []catalog.Node  { return nil }
 func (v *view) Private() []catalog.Private     { return nil }
+func (v *view) Volumes() []catalog.Volume      { return nil }
 
 var _ catalog.Reader = (*Catalog)(nil)

@@ -34,7 +34,7 @@ func (s *Store) copyLayers(ctx context.Context, dst string, refs []layerRef) (in
 	if err := fillInit(dst); err != nil {
 		return 0, err
 	}
-	return treeSize(ctx, dst)
+	return TreeSize(ctx, dst)
 }
 
 // applyWhiteouts removes from dst what a layer removes of those below.

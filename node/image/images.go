@@ -160,6 +160,7 @@ func (s *Store) image(e *entry, i int) Image {
 		Tags: tags, Digests: digests, Updated: e.rec.Updated,
 		Author: e.cfg.Author, Comment: e.cfg.Comment,
 		Platform: e.cfg.Platform, DiffIDs: slices.Clone(e.cfg.RootFS.DiffIDs),
+		Chains: chains(e.cfg.RootFS.DiffIDs), LayerSizes: slices.Clone(e.rec.Sizes),
 	}
 	if e.cfg.Created != nil {
 		img.Created = *e.cfg.Created

@@ -319,15 +319,15 @@ func (s *Store) Usage(ctx context.Context, id string) (int64, error) {
 	if rec.Copied {
 		dir = s.containerPath(id, "merged")
 	}
-	n, err := treeSize(ctx, dir)
+	n, err := TreeSize(ctx, dir)
 	if err != nil {
 		return 0, api.Internal("measure container %s: %w", id, err)
 	}
 	return max(0, n-rec.Base), nil
 }
 
-// treeSize sums the regular files of a tree that may change meanwhile, each once.
-func treeSize(ctx context.Context, dir string) (int64, error) {
+// TreeSize sums the regular files of a tree that may change meanwhile, each once.
+func TreeSize(ctx context.Context, dir string) (int64, error) {
 	var total int64
 	seen := map[uint64]bool{}
 	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {

@@ -28,6 +28,10 @@ type Image struct {
 	Author, Comment string
 	Platform        ocispec.Platform
 	DiffIDs         []digest.Digest // of the layers unpacked, bottom first
+	// Chains name the unpacked layers, each with those below it; images that share one
+	// have it once. LayerSizes are theirs, in bytes.
+	Chains     []digest.Digest
+	LayerSizes []int64
 }
 
 // Root is a container's root file system, ready or not to be used.

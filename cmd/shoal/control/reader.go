@@ -105,6 +105,9 @@ func (s snapshot) Ref(string) (catalog.Ref, bool) { return catalog.Ref{}, false 
 // Private is not part of what is sent.
 func (s snapshot) Private() []catalog.Private { return nil }
 
+// Volumes is not part of what is sent.
+func (s snapshot) Volumes() []catalog.Volume { return nil }
+
 // Holders are the nodes that say they hold the digest.
 func (s snapshot) Holders(digest string) []catalog.Node {
 	var out []catalog.Node
