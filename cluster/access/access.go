@@ -6,9 +6,10 @@
 // that isn't private: a base layer that is part of a public image is no secret.
 //
 // An image is private if there is a record of its manifest or index, if it has the ID of
-// an image of which there is one, or if one that is private leads to it or is led to by it. Blobs of no image,
-// such as those that a fetch has just brought, are private as soon as the manifest that
-// leads to them is here.
+// an image of which there is one, or if one that is private leads to it or is led to by it. Blobs of an
+// image that is being fetched are private as soon as its manifest is here. Blobs of no
+// image that nothing under way needs, such as what a container keeps of an image that was
+// removed, might have been anything: while there are private images, no peer gets them.
 package access
 
 import (
@@ -30,6 +31,8 @@ type Images interface {
 	// Parts are a manifest or index and what it leads to, as far as the documents in
 	// between are here; whole says that they all are. None if the blob isn't here.
 	Parts(d digest.Digest) (parts []digest.Digest, whole bool)
+	// Needed says whether something under way, such as a fetch, needs a blob.
+	Needed(d digest.Digest) bool
 }
 
 // Policy answers for one node. Its methods may be called concurrently.
@@ -74,13 +77,28 @@ func party(v catalog.View, node string) (catalog.Node, error) {
 	return n, nil
 }
 
-// Blob says, by a nil error, that a node, by its ID, may have a blob of this one;
+// Serve says, by a nil error, that a node, by its ID, may have a blob of this one;
 // PermissionDenied otherwise, also for who is no node of the cluster.
+func (p *Policy) Serve(node string, blob digest.Digest) error {
+	known, err := p.blob(node, blob)
+	if err == nil && !known && !p.images.Needed(blob) {
+		return api.Errorf(errdefs.ErrPermissionDenied, "blob %s is of no image here", blob)
+	}
+	return err
+}
+
+// Blob is Serve for who has the blob by other ways than this node's: what is of no image
+// is nobody's secret.
 func (p *Policy) Blob(node string, blob digest.Digest) error {
+	_, err := p.blob(node, blob)
+	return err
+}
+
+func (p *Policy) blob(node string, blob digest.Digest) (known bool, err error) {
 	v := p.view()
 	n, err := party(v, node)
 	if err != nil {
-		return err
+		return false, err
 	}
 	return p.decide(v, n, blob)
 }
@@ -130,11 +148,12 @@ func nameOf(v catalog.View, p catalog.Private) string {
 	return p.Digest
 }
 
-// decide is the rule.
-func (p *Policy) decide(v catalog.View, n catalog.Node, blob digest.Digest) error {
+// decide is the rule. known says that an image is known which the blob belongs to, or
+// that it doesn't matter.
+func (p *Policy) decide(v catalog.View, n catalog.Node, blob digest.Digest) (known bool, err error) {
 	records := v.Private()
 	if len(records) == 0 {
-		return nil
+		return true, nil
 	}
 	parts := p.partsOf(records)
 	var in []catalog.Private // the private images that the blob belongs to
@@ -158,9 +177,9 @@ func (p *Policy) decide(v catalog.View, n catalog.Node, blob digest.Digest) erro
 		return !public
 	})
 	if public || len(in) == 0 || slices.ContainsFunc(in, func(r catalog.Private) bool { return r.Admits(n) }) {
-		return nil
+		return public || len(in) > 0, nil
 	}
-	return api.Errorf(errdefs.ErrPermissionDenied, "blob %s is part of image %s, which is private to %s: %s may not have it", blob, nameOf(v, in[0]), Who(v, in[0]), n.Name)
+	return true, api.Errorf(errdefs.ErrPermissionDenied, "blob %s is part of image %s, which is private to %s: %s may not have it", blob, nameOf(v, in[0]), Who(v, in[0]), n.Name)
 }
 
 // partsOf are the blobs of private images, as far as is known here.

@@ -20,6 +20,7 @@ import (
 type store struct {
 	images []held
 	docs   map[digest.Digest][]digest.Digest // documents that no image here has
+	needed []digest.Digest                   // by a fetch under way
 }
 
 type held struct {
@@ -44,6 +45,8 @@ func (s *store) Parts(d digest.Digest) ([]digest.Digest, bool) {
 	parts, ok := s.docs[d]
 	return parts, ok
 }
+
+func (s *store) Needed(d digest.Digest) bool { return slices.Contains(s.needed, d) }
 
 func image(target, id digest.Digest, layers ...digest.Digest) held {
 	return held{target, id, append([]digest.Digest{target, id}, layers...)}
@@ -75,12 +78,13 @@ func TestBlob(t *testing.T) {
 	s := cluster(t, node("n1"), node("n2", "zone", "eu"), node("n3"))
 	blobs := &store{
 		images: []held{image("app", "app-config", "base", "secret"), image("base-image", "base-config", "base"), image("app-zstd", "app-config", "zstd")},
+		needed: []digest.Digest{"fetched"},
 		docs:   map[digest.Digest][]digest.Digest{"coming": {"coming", "arriving", "base"}},
 	}
 	p := access.New(s.View, blobs)
 	may := func(blob digest.Digest) (who []string) {
 		for _, n := range []string{"n1", "n2", "n3", "stranger"} {
-			err := p.Blob("id-"+n, blob)
+			err := p.Serve("id-"+n, blob)
 			if err == nil {
 				who = append(who, n)
 				continue
@@ -91,6 +95,7 @@ func TestBlob(t *testing.T) {
 	}
 	members, eu := []string{"n1", "n2", "n3"}, []string{"n1", "n2"}
 	require.Equal(t, members, may("secret"))
+	require.Equal(t, members, may("of no image"))
 	require.Error(t, p.Blob("n1", "secret"), "a name is no ID")
 
 	propose(t, s, catalog.SetPrivate{Private: catalog.Private{Digest: "app", ID: "app-config", Names: []string{"app:1"}, Nodes: []string{"id-n1"}, Tags: []string{"zone=eu"}}})
@@ -98,10 +103,12 @@ func TestBlob(t *testing.T) {
 		require.Equal(t, eu, may(blob), blob)
 		require.Error(t, p.Blob(access.Outside, blob), blob)
 	}
-	for _, blob := range []digest.Digest{"base", "base-image", "base-config", "of no image"} {
+	for _, blob := range []digest.Digest{"base", "base-image", "base-config", "fetched"} {
 		require.Equal(t, members, may(blob), blob)
 		require.NoError(t, p.Blob(access.Outside, blob), blob)
 	}
+	require.Empty(t, may("of no image"), "it might have been part of a private one")
+	require.NoError(t, p.Blob("id-n3", "of no image"))
 	require.ErrorContains(t, p.Blob("id-n3", "secret"), "image app:1, which is private to n1, nodes tagged zone=eu: n3 may not have it")
 	require.EqualError(t, p.Image("id-n3", "app", ""), "image app:1 is private to n1, nodes tagged zone=eu: n3 may not have it")
 	require.NoError(t, p.Image("id-n2", "app", ""))

@@ -40,6 +40,13 @@ func (s *Store) EachImage(yield func(target, id digest.Digest, blobs []digest.Di
 	}
 }
 
+// Needed says whether a job under way needs a blob: a pull, a load, a push.
+func (s *Store) Needed(d digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.leased[d] > 0
+}
+
 // Parts are a manifest or index and the blobs that it leads to, as far as the documents
 // in between are here; whole says that they all are. None if d isn't here, and d alone
 // if it is neither.

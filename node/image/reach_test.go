@@ -29,6 +29,12 @@ func TestWhatAnImageIsMadeOf(t *testing.T) {
 	_, whole = s.Parts("nonsense")
 	require.False(t, whole)
 
+	require.False(t, s.Needed(img.ID))
+	release := s.Hold(img.ID)
+	require.True(t, s.Needed(img.ID))
+	release()
+	require.False(t, s.Needed(img.ID))
+
 	index := ocispec.Index{Manifests: []ocispec.Descriptor{img.Manifest, img.Manifest, {Digest: digest.FromString("other"), Size: 1}}}
 	index.SchemaVersion = 2
 	b, err := json.Marshal(index)

@@ -25,7 +25,7 @@ func (a *Agent) mayHold(_ context.Context, target digest.Digest) error {
 
 // mayServe says whether another node may have a blob.
 func (a *Agent) mayServe(_ context.Context, peer string, d digest.Digest) error {
-	return a.policy.Blob(peer, d)
+	return a.policy.Serve(peer, d)
 }
 
 // callerKey is where the context of another node's call keeps its ID.
