@@ -425,10 +425,15 @@ func unpackTo(ctx context.Context, blob io.Reader, to place, limits Limits, mark
 	digester := digest.SHA256.Digester()
 	var r io.Reader = &bounded{r: plainTar, left: limits.tarBytes()}
 	diff := digester.Digest
-	if packed == plain && sum != nil {
+	switch {
+	case packed == plain && sum != nil:
 		diff = sum
-	} else {
+	case packed == plain:
 		r = io.TeeReader(r, digester.Hash())
+	default: // decompressing takes longest: hashing mustn't wait for the same goroutine
+		loose := newReadAhead(r)
+		defer loose.Close()
+		r = io.TeeReader(loose, digester.Hash())
 	}
 	ahead := newReadAhead(r)
 	defer ahead.Close()
