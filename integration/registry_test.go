@@ -22,6 +22,12 @@ const passwd = "me:$2y$04$14VZ/WBCgtUp7LsWvqfgV.taQJX/.AQ/eBSYL1A3h3gJ1.g3zlPq2\
 // end it.
 func registry(t *testing.T, n, port int, password bool) (host string, stop func()) {
 	t.Helper()
+	return loggedRegistry(t, n, port, password, nil)
+}
+
+// loggedRegistry writes a line for each request, as web servers do.
+func loggedRegistry(t *testing.T, n, port int, password bool, log *os.File) (host string, stop func()) {
+	t.Helper()
 	dir := t.TempDir()
 	auth := ""
 	if password {
@@ -30,10 +36,13 @@ func registry(t *testing.T, n, port int, password bool) (host string, stop func(
 	}
 	host = fmt.Sprintf("%s:%d", lab.Address(n), port)
 	config := filepath.Join(dir, "config.yml")
-	require.NoError(t, os.WriteFile(config, []byte("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"+
+	require.NoError(t, os.WriteFile(config, []byte(fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: %t}}\n", log == nil)+
 		"storage: {filesystem: {rootdirectory: "+filepath.Join(dir, "data")+"}}\n"+auth+"http: {addr: '"+host+"'}\n"), 0o600))
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, shared.shoal, "lab", "exec", "--dir", shared.lab.Dir(), fmt.Sprint(n), "--", "docker-registry", "serve", config)
+	if log != nil {
+		cmd.Stdout = log
+	}
 	require.NoError(t, cmd.Start())
 	stop = func() {
 		cancel()
