@@ -14,7 +14,7 @@ import (
 // those others, the rarest first. At the end, whoever is idle is asked for what is
 // overdue from somebody else.
 func (s *swarm) ask(u *supplier) {
-	for u.known && len(u.asked) < u.ahead() {
+	for u.known && len(u.asked) < u.ahead() && !s.sampled() {
 		r, ok := s.choose(u)
 		if !ok {
 			return

@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"encoding/binary"
+	"io"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -21,10 +22,11 @@ type delta struct {
 	digest digest.Digest
 	size   int64
 	recipe bool // send the chunks first
+	packed bool // the asker can compress as the blob was
 }
 
 func (d delta) encode() []byte {
-	w := want{digest: d.digest, size: d.size, fetching: d.recipe}.encode()
+	w := want{digest: d.digest, size: d.size, fetching: d.recipe, sums: d.packed}.encode() // the same flags
 	w[0] = kindDelta
 	return w
 }
@@ -34,7 +36,7 @@ func decodeDelta(b []byte) (delta, error) {
 	if err == nil && (w.size < minDelta || w.size > maxDelta) {
 		err = api.InvalidArgument("delta frame: blobs of %d bytes move whole", w.size)
 	}
-	return delta{w.digest, w.size, w.fetching}, err
+	return delta{w.digest, w.size, w.fetching, w.sums}, err
 }
 
 // read asks for bytes of the blob.
@@ -57,6 +59,18 @@ func decodeRead(b []byte, size int64) (read, error) {
 		return read{}, api.InvalidArgument("read frame: %d bytes at %d of %d", n, at, size)
 	}
 	return read{int64(at), int(n)}, nil
+}
+
+// decodePacked reads how a blob of a size is packed.
+func decodePacked(b []byte) (packing, error) {
+	p, rest, err := decodePacking(b)
+	if err == nil && (len(rest) > 0 || p.method == packedNot) {
+		err = api.InvalidArgument("packed frame of method %d and %d bytes too many", p.method, len(rest))
+	}
+	if err == nil {
+		_, err = p.open(io.Discard)
+	}
+	return p, err
 }
 
 // encodeChunks makes the frames of a recipe; the last one says so.
@@ -83,11 +97,25 @@ func decodeChunks(b []byte) (r chunk.Recipe, last bool, err error) {
 	return r, b[0]&1 != 0, err
 }
 
-// encodeRun packs what a read asked for, compressed if that is shorter.
+func encodeRate(bytes float64) []byte {
+	return frame(kindRate, binary.BigEndian.AppendUint64(nil, uint64(max(bytes, 0)))...)
+}
+
+func decodeRate(b []byte) (float64, error) {
+	if len(b) != 8 {
+		return 0, api.InvalidArgument("rate frame of %d bytes", len(b))
+	}
+	return float64(binary.BigEndian.Uint64(b)), nil
+}
+
+// encodeRun packs what a read asked for, compressed if that is shorter. Without an
+// encoder it is sent as it is.
 func encodeRun(z *zstd.Encoder, content []byte) []byte {
 	b := frame(kindRun, make([]byte, 1, 1+len(content))...)
-	b = z.EncodeAll(content, b)
-	if len(b) < headerSize+1+len(content) {
+	if z != nil {
+		b = z.EncodeAll(content, b)
+	}
+	if n := len(b) - headerSize - 1; n > 0 && n < len(content) {
 		b[headerSize] = 1
 	} else {
 		b = append(b[:headerSize+1], content...)

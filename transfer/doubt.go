@@ -40,7 +40,7 @@ func (s *swarm) doubtful(piece int) bool {
 // reject has a piece fetched again, from somebody else.
 func (s *swarm) reject(piece int) {
 	n := s.notes.sums[piece]
-	s.rejected[n.peer] = s.rejected[n.peer] || n.verified
+	s.notes.rejected[n.peer] = s.notes.rejected[n.peer] || n.verified
 	s.notes.sums[piece] = pieceNote{}
 	s.progress.remove(piece)
 	s.missing.set(piece)

@@ -6,6 +6,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -65,6 +66,10 @@ type Peers struct {
 	sessions map[*session]digest.Digest // that Allow was asked about
 
 	desk desk
+
+	due     chan struct{} // holds one token if the store may have blobs that aren't cut
+	unpacks chan struct{} // holds a token for each session that unpacks a blob
+	packed  packSpeed
 }
 
 var _ Fetcher = (*Peers)(nil)
@@ -81,6 +86,8 @@ func NewPeers(cfg PeersConfig) *Peers {
 		banned:   map[string]time.Time{},
 		sessions: map[*session]digest.Digest{},
 		desk:     desk{queues: map[digest.Digest]*queue{}},
+		due:      make(chan struct{}, 1),
+		unpacks:  make(chan struct{}, maxUnpacks),
 	}
 	if cfg.Chunks != "" {
 		p.recipes = &recipes{dir: cfg.Chunks}
@@ -93,14 +100,15 @@ func NewPeers(cfg PeersConfig) *Peers {
 
 // fetch is one blob being fetched. Whoever asks for it meanwhile waits for it.
 type fetch struct {
-	p      *Peers
-	digest digest.Digest
-	size   int64
-	pieces int
-	bytes  map[string]int64 // by peer, as they were on the wire
-	plain  bool             // don't look for likeness
-	recipe string           // whose recipe all of the blob was made by
-	start  time.Time
+	p       *Peers
+	digest  digest.Digest
+	size    int64
+	pieces  int
+	bytes   map[string]int64 // by peer, as they were on the wire
+	plain   bool             // don't look for likeness
+	recipe  string           // whose recipe all of the blob was made by
+	patched bool             // some of it was made by a recipe
+	start   time.Time
 
 	progress *progress     // guarded by p.mu; its own methods lock for themselves
 	done     chan struct{} // closed: err is set
@@ -161,6 +169,7 @@ func (p *Peers) finish(f *fetch) {
 	delete(p.fetches, f.digest)
 	p.mu.Unlock()
 	close(f.done)
+	p.Changed()
 	if f.err == nil && p.cfg.OnFetched != nil {
 		p.cfg.OnFetched(f.digest, f.size, f.bytes, time.Since(f.start))
 	}
@@ -170,9 +179,10 @@ func (p *Peers) finish(f *fetch) {
 // the other, which shows who sent them.
 func (f *fetch) run(ctx context.Context, dst Store, want ocispec.Descriptor, report func(int64)) error {
 	notes, err := f.attempt(ctx, dst, want, report, "")
-	if errdefs.IsDataLoss(err) && f.recipe != "" {
-		// Every chunk was what the recipe says, so the recipe is wrong.
-		f.wrongBytes(f.recipe, true)
+	if errdefs.IsDataLoss(err) && f.patched {
+		if f.recipe != "" { // every chunk was what the recipe says, so the recipe is wrong
+			f.wrongBytes(f.recipe, true)
+		}
 		f.plain = true
 		notes, err = f.attempt(ctx, dst, want, report, "")
 	}
@@ -207,28 +217,28 @@ func (f *fetch) attempt(ctx context.Context, dst Store, want ocispec.Descriptor,
 	g, resumed := f.open(w)
 	defer g.end() // after the commit, so that who is served finds the blob whole
 
-	f.recipe = ""
+	n := f.newNotes(resumed)
+	f.recipe, f.patched = "", false
 	if only == "" && !f.plain {
-		giver, err := f.delta(ctx, dst, w, g, report)
+		giver, err := f.delta(ctx, dst, w, g, report, n)
 		if err != nil {
-			return nil, err
+			return n, err
 		}
-		if have, _ := g.snapshot(); resumed == 0 && have.count() == f.pieces {
+		if have, _ := g.snapshot(); resumed == 0 && have.count() == f.pieces && !n.any() {
 			f.recipe = giver
 		}
+		f.patched = giver != ""
 	}
-	s := newSwarm(f, g, w, only, report)
-	s.notes.resumed = resumed
-	if err := s.run(ctx); err != nil {
-		return s.notes, err
+	if err := newSwarm(f, g, w, only, report, n).run(ctx); err != nil {
+		return n, err
 	}
 	err = w.Commit(ctx)
 	if err == nil {
-		for id, verified := range s.rejected {
+		for id, verified := range n.rejected {
 			f.wrongBytes(id, verified)
 		}
 	}
-	return s.notes, err
+	return n, err
 }
 
 // open makes known what there is of the blob, and that more is to come. The caller must
@@ -255,6 +265,17 @@ type notes struct {
 	sums    []pieceNote // by piece; who sent it and what
 	whole   []string    // peers that claimed to hold the blob whole
 	resumed int         // pieces that an earlier attempt left
+
+	rejected map[string]bool // who sent pieces that weren't believed, and whether as verified
+}
+
+func (f *fetch) newNotes(resumed int) *notes {
+	return &notes{seed: maphash.MakeSeed(), sums: make([]pieceNote, f.pieces), resumed: resumed, rejected: map[string]bool{}}
+}
+
+// any says whether any piece came from a peer as such.
+func (n *notes) any() bool {
+	return slices.ContainsFunc(n.sums, func(p pieceNote) bool { return p.peer != "" })
 }
 
 type pieceNote struct {

@@ -6,63 +6,163 @@ import (
 	"errors"
 	"io"
 	"time"
+
+	"github.com/klauspost/compress/zstd"
 )
 
-// serveDelta tells how a blob is cut, if asked to, and sends the parts that are asked
-// for. Only blobs that are held whole are served so.
+// maxUnpacks bounds how many sessions unpack a blob at a time: each takes memory and,
+// while it reads, a processor.
+const maxUnpacks = 8
+
+var errWhole = errors.New("the blob moves whole")
+
+// serveDelta tells how a blob is cut, if asked to, and sends the parts of its content
+// that are asked for. Only blobs that are held whole are served so.
 func (s *session) serveDelta(ctx context.Context, r *bufio.Reader, body []byte) error {
 	d, err := decodeDelta(body)
 	if err != nil {
 		return err
 	}
 	s.want = want{digest: d.digest, size: d.size}
-	var blob Blob
-	if err = s.permit(ctx, d.digest); err == nil {
-		blob, err = s.store.Open(ctx, d.digest)
-	}
-	if err == nil {
-		defer blob.Close()
-		if s.p.recipes == nil || blob.Size() != d.size || !worthCutting(blob) {
-			err = errors.New("the blob moves whole")
-		}
-	}
+	content, recipe, err := s.openDelta(ctx, d)
 	if err != nil {
 		return errors.Join(err, s.write(encodePiece(kindNone, noPiece)))
 	}
-	if d.recipe {
-		chunks, err := s.p.recipes.of(ctx, s.store, d.digest)
-		if err != nil {
-			return errors.Join(err, s.write(encodePiece(kindNone, noPiece)))
+	defer content.blob.Close()
+	defer content.Close()
+	if recipe.packing.method != packedNot {
+		select {
+		case s.p.unpacks <- struct{}{}:
+			defer func() { <-s.p.unpacks }()
+		default:
+			return errors.Join(errors.New("too many blobs are unpacked already"), s.write(encodePiece(kindNone, noPiece)))
 		}
-		for _, b := range encodeChunks(chunks) {
+	}
+	if d.recipe {
+		if err := s.tellRecipe(ctx, content.blob, recipe); err != nil {
+			return err
+		}
+	}
+	return s.serveReads(r, content, recipe.chunks.Size())
+}
+
+// openDelta opens a blob that is to be served in parts.
+func (s *session) openDelta(ctx context.Context, d delta) (*forward, recipe, error) {
+	if err := s.permit(ctx, d.digest); err != nil {
+		return nil, recipe{}, err
+	}
+	blob, err := s.store.Open(ctx, d.digest)
+	if err != nil {
+		return nil, recipe{}, err
+	}
+	var r recipe
+	if s.p.recipes == nil || blob.Size() != d.size {
+		err = errWhole
+	} else if r, err = s.p.recipes.of(ctx, s.store, d.digest); err == nil {
+		switch r.packing.method {
+		case packedNot:
+		case packedGo, packedFast:
+			if !d.packed {
+				err = errWhole
+			}
+		default:
+			err = errWhole
+		}
+	}
+	if err != nil {
+		blob.Close()
+		return nil, recipe{}, err
+	}
+	return &forward{blob: blob, packing: r.packing}, r, nil
+}
+
+// tellRecipe sends how a blob is packed, the sums of its pieces if it is, and its chunks.
+func (s *session) tellRecipe(ctx context.Context, blob Blob, r recipe) error {
+	if r.packing.method != packedNot {
+		pieces, err := countPieces(blob.Size())
+		if err != nil {
+			return err
+		}
+		sums, err := sumPieces(ctx, blob, blob.Size(), pieces)
+		if err != nil {
+			return err
+		}
+		for _, b := range [][]byte{frame(kindPacked, r.packing.append(nil)...), frame(kindSums, sums...)} {
 			if err := s.write(b); err != nil {
 				return err
 			}
 		}
 	}
+	for _, b := range encodeChunks(r.chunks) {
+		if err := s.write(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// serveReads answers reads in their order.
+func (s *session) serveReads(r *bufio.Reader, content io.ReaderAt, size int64) error {
 	buf := pieceBuffers.Get().(*[maxPiece]byte)
 	defer pieceBuffers.Put(buf)
+	var e economy
 	for {
 		s.conn.SetReadDeadline(time.Now().Add(idleTimeout))
 		kind, body, err := readFrame(r)
 		if err == io.EOF {
 			return nil
 		}
-		if err == nil && kind != kindRead {
-			err = errors.New("unexpected frame")
-		}
 		if err != nil {
 			return err
 		}
-		ask, err := decodeRead(body, d.size)
+		if kind == kindRate {
+			if e.rate, err = decodeRate(body); err != nil {
+				return err
+			}
+			continue
+		}
+		if kind != kindRead {
+			return errors.New("unexpected frame")
+		}
+		ask, err := decodeRead(body, size)
 		if err != nil {
 			return err
 		}
-		if err := readFull(blob, buf[:ask.len], ask.at); err != nil {
+		if err := readFull(content, buf[:ask.len], ask.at); err != nil {
 			return err
 		}
-		if err := s.write(encodeRun(s.p.packer, buf[:ask.len])); err != nil {
+		if err := s.write(e.pack(s.p.packer, buf[:ask.len])); err != nil {
 			return err
 		}
 	}
+}
+
+const (
+	// slowLink is up to how many bytes a second what moves is compressed in any case.
+	slowLink = 50e6
+	// tryAgain is after how many runs that went as they are one is compressed again.
+	tryAgain = 16
+)
+
+// economy decides whether to compress what is sent: not if that takes longer than the
+// bytes it saves would.
+type economy struct {
+	rate  float64 // bytes a second that the asker gets; 0 is unknown
+	gain  float64 // seconds that compressing a byte won, of the last that was
+	plain int     // runs since then that weren't
+}
+
+func (e *economy) pack(z *zstd.Encoder, content []byte) []byte {
+	if e.gain < 0 && e.plain < tryAgain {
+		e.plain++
+		return encodeRun(nil, content)
+	}
+	begin := time.Now()
+	b := encodeRun(z, content)
+	e.plain = 0
+	if e.rate > slowLink {
+		saved := float64(len(content)-len(b)) / e.rate
+		e.gain = (saved - time.Since(begin).Seconds()) / float64(len(content))
+	}
+	return b
 }

@@ -163,6 +163,7 @@ func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, siz
 	fresh := s.progress.claim(piece)
 	if fresh {
 		if _, err := s.w.WriteAt(buf[:length], pieceAt(s.f.size, piece)); err != nil {
+			s.progress.remove(piece)
 			return s.post(ctx, func() { s.fail(err) })
 		}
 		s.progress.add(piece)

@@ -3,7 +3,6 @@ package transfer
 import (
 	"context"
 	"errors"
-	"hash/maphash"
 	"slices"
 	"sync"
 	"time"
@@ -81,8 +80,12 @@ type swarm struct {
 	err      error
 
 	sums     map[string][]uint32 // what holders say the pieces' sums are
-	rejected map[string]bool     // who sent pieces that weren't believed, and whether as verified
 	reported int64
+
+	sample int       // end after so many pieces; 0: only when all are here
+	got    int       // pieces that came
+	began  time.Time // when a peer first said what it has
+	last   time.Time // when the last piece came
 }
 
 // candidate is a peer that may be asked.
@@ -93,14 +96,13 @@ type candidate struct {
 	useless  bool
 }
 
-func newSwarm(f *fetch, g *progress, w Writer, only string, report func(int64)) *swarm {
+func newSwarm(f *fetch, g *progress, w Writer, only string, report func(int64), n *notes) *swarm {
 	s := &swarm{
 		f: f, progress: g, w: w, only: only, report: report,
-		notes:      &notes{seed: maphash.MakeSeed(), sums: make([]pieceNote, f.pieces)},
+		notes:      n,
 		events:     make(chan func(), 64),
 		candidates: map[string]*candidate{},
 		sums:       map[string][]uint32{},
-		rejected:   map[string]bool{},
 		missing:    newBitmap(f.pieces),
 		inflight:   make([]int8, f.pieces),
 		avail:      make([]uint16, f.pieces),
@@ -137,7 +139,7 @@ func (s *swarm) run(ctx context.Context) error {
 	s.locate(ctx)
 	t := time.NewTicker(tick)
 	defer t.Stop()
-	for s.left > 0 && s.err == nil {
+	for s.left > 0 && s.err == nil && (s.sample == 0 || s.got < s.sample) {
 		s.connect(ctx)
 		select {
 		case event := <-s.events:
@@ -149,6 +151,26 @@ func (s *swarm) run(ctx context.Context) error {
 		}
 	}
 	return s.err
+}
+
+// rate is how many bytes a second came; 0 if that isn't known.
+func (s *swarm) rate() float64 {
+	if took := s.last.Sub(s.began); took > 0 && s.got > 0 {
+		return float64(int64(s.got)*pieceSize(s.f.size)) / took.Seconds()
+	}
+	return 0
+}
+
+// sampled says whether as many pieces as are wanted are here or under way.
+func (s *swarm) sampled() bool {
+	if s.sample == 0 {
+		return false
+	}
+	n := s.got
+	for _, u := range s.suppliers {
+		n += len(u.asked)
+	}
+	return n >= s.sample
 }
 
 // post hands an event to the loop.
@@ -315,6 +337,9 @@ func (s *swarm) onHave(u *supplier, h have) {
 		return
 	}
 	u.known, s.anybody, s.lastNews = true, true, time.Now()
+	if s.began.IsZero() {
+		s.began = s.lastNews
+	}
 	if h.state == stateWhole {
 		for i := range s.f.pieces {
 			if !u.whole && u.have.has(i) {
@@ -415,7 +440,8 @@ func (s *swarm) onPiece(u *supplier, piece int, fresh bool, n pieceNote) {
 		s.done += int64(length)
 		s.notes.sums[piece] = n
 		s.f.bytes[u.peer] += int64(length)
-		s.lastNews = now
+		s.lastNews, s.last = now, now
+		s.got++
 		if s.doubtful(piece) {
 			s.reject(piece)
 		} else if s.done > s.reported {

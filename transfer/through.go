@@ -89,8 +89,7 @@ func (t *through) fetch(ctx context.Context, f *fetch, dst Store, want ocispec.D
 	defer w.Close()
 	g, resumed := f.open(w)
 	defer g.end()
-	s := newSwarm(f, g, w, "", report)
-	s.notes.resumed = resumed
+	s := newSwarm(f, g, w, "", report, f.newNotes(resumed))
 	s.awaits = true
 	k := newTaker(t, f, s, dst, want)
 	err = k.during(ctx, func() error {
@@ -102,7 +101,7 @@ func (t *through) fetch(ctx context.Context, f *fetch, dst Store, want ocispec.D
 	})
 	switch {
 	case err == nil:
-		for id, verified := range s.rejected {
+		for id, verified := range s.notes.rejected {
 			f.wrongBytes(id, verified)
 		}
 	case errdefs.IsDataLoss(err) && k.failed == nil:

@@ -17,11 +17,13 @@
 //	 2 get    asker   piece (4 bytes)
 //	 3 next   asker   bitmap: send any one of these
 //	 4 ask    asker   digest of a blob whose size isn't known; first and only
-//	 5 delta  asker   flags (1: send the chunks first), size, digest; first, once
+//	 5 delta  asker   flags (1: send the chunks first; 2: I can compress again), size,
+//	                  digest; first, once
 //	 6 read   asker   offset (8 bytes), length (4); after a delta
 //	 7 turn   asker   flags (1: I ask the source; 2: I can't; 4: I get something; 8: I
 //	                  have all), digest: who asks a source for it? First, once
 //	 8 stand  asker   flags as of turn, now
+//	 9 rate   asker   bytes a second that it gets (8 bytes); after a delta
 //	16 have   holder  state (0 nothing, end; 1 bitmap follows; 2 all); first, and anew
 //	                  when a fetch of the holder's has ended
 //	17 more   holder  pieces (4 bytes each) that have come since
@@ -33,6 +35,7 @@
 //	22 chunks holder  flags (1: the last), how the blob is cut; answers delta
 //	23 run    holder  flags (1: zstd), content; answers read
 //	24 sums   holder  CRC-32C of every piece (4 bytes each), once, of a blob held whole
+//	25 packed holder  how the content is compressed; before sums and chunks
 //	26 whose  holder  answers turn: state (0 nobody's; 1 yours; 2 others'), IDs as in
 //	                  peers: get it from these
 //
@@ -59,7 +62,9 @@
 //
 // A node that has blobs of about the size asks a holder how the blob is cut by its
 // content (package chunk), copies the chunks that it finds in its own, and reads the
-// others. Pieces that are complete so are served on; what fails is left to the swarm.
+// others. Pieces that are complete so are served on; what fails is left to the swarm,
+// which also begins beside a search that takes long. A blob that is compressed is cut
+// and assembled as its content, and compressed again by what compressed it.
 //
 // # Who is believed
 //

@@ -43,6 +43,7 @@ const (
 	kindRead   = 6 // asker, in a delta session: offset, length
 	kindTurn   = 7 // asker, first: flags, digest; opens a session about who asks a source
 	kindStand  = 8 // asker, in such a session: flags
+	kindRate   = 9 // asker, in a delta session: how fast it gets bytes
 	kindHave   = 16
 	kindMore   = 17
 	kindPeers  = 18
@@ -53,6 +54,7 @@ const (
 	kindRun    = 23 // answers a read: flags, content
 	kindSums   = 24 // holder: CRC-32C of every piece, once it has read them
 	kindWhose  = 26 // answers turn and stand: state, peers
+	kindPacked = 25 // holder, before sums and chunks: how the blob's content is compressed
 )
 
 // A frame is its kind in a byte, the length of its body in four (big endian), and the
@@ -108,13 +110,15 @@ func bodyLimit(kind byte) int {
 		return 1 + maxPeers*(1+maxPeerLen)
 	case kindSums:
 		return 4 * maxPieces
+	case kindPacked:
+		return packingSize + maxHeader
 	case kindChunks:
 		return 1 + maxChunks*chunk.EntrySize
 	case kindRun:
 		return 1 + maxRun
 	case kindAsk:
 		return maxDigestLen
-	case kindSize:
+	case kindSize, kindRate:
 		return 8
 	case kindNext:
 		return maxPieces / 8

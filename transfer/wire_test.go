@@ -121,11 +121,16 @@ func TestRun(t *testing.T) {
 }
 
 func TestRecipeFile(t *testing.T) {
-	r := chunk.Recipe{{Len: 5}, {Sum: chunk.Sum{1}, Len: chunk.Max}}
-	raw := encodeRecipe(r)
-	got, err := decodeRecipe(raw, r.Size())
+	plain := recipe{chunks: chunk.Recipe{{Len: 5}, {Sum: chunk.Sum{1}, Len: chunk.Max}}, packing: packing{header: []byte{}}}
+	r := plain.chunks
+	packed := recipe{chunks: r, packing: packing{method: packedGo, level: 6, header: make([]byte, gzipHead)}}
+	got, err := decodeRecipe(encodeRecipe(packed, 9), 9)
 	require.NoError(t, err)
-	require.Equal(t, r, got)
+	require.Equal(t, packed, got)
+	raw := encodeRecipe(plain, r.Size())
+	got, err = decodeRecipe(raw, r.Size())
+	require.NoError(t, err)
+	require.Equal(t, plain, got)
 	_, err = decodeRecipe(raw, r.Size()+1)
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	for i := range raw {
@@ -139,11 +144,12 @@ func TestRecipeFile(t *testing.T) {
 }
 
 func FuzzRecipeFile(f *testing.F) {
-	f.Add(encodeRecipe(chunk.Recipe{{Len: 5}}), int64(5))
+	f.Add(encodeRecipe(recipe{chunks: chunk.Recipe{{Len: 5}}}, 5), int64(5))
+	f.Add(encodeRecipe(recipe{packing: packing{method: packedOdd}}, 5), int64(5))
 	f.Add([]byte(recipeMagic), int64(0))
 	f.Fuzz(func(t *testing.T, b []byte, size int64) {
-		if r, err := decodeRecipe(b, size); err == nil {
-			require.Equal(t, size, r.Size())
+		if r, err := decodeRecipe(b, size); err == nil && r.packing.method == packedNot {
+			require.Equal(t, size, r.chunks.Size())
 		}
 	})
 }
@@ -160,6 +166,8 @@ func FuzzFrames(f *testing.F) {
 	f.Add(encodeAsk(digest.FromString("x")))
 	f.Add(encodeSize(noSize))
 	f.Add(delta{digest: digest.FromString("x"), size: 1 << 20, recipe: true}.encode())
+	f.Add(frame(kindPacked, packing{packedGo, 6, make([]byte, gzipHead)}.append(nil)...))
+	f.Add(encodeRate(1e6))
 	f.Add(read{at: 5, len: 10}.encode())
 	f.Add(encodeChunks(chunk.Recipe{{Len: 3}, {Len: 4}})[0])
 	pack, err := zstd.NewWriter(nil)
@@ -216,6 +224,14 @@ func FuzzFrames(f *testing.F) {
 					_, again := roundTrip(t, r.encode())
 					require.Equal(t, body, again)
 					require.LessOrEqual(t, r.at+int64(r.len), int64(1<<20))
+				}
+			case kindRate:
+				if n, err := decodeRate(body); err == nil {
+					require.GreaterOrEqual(t, n, 0.0)
+				}
+			case kindPacked:
+				if p, err := decodePacked(body); err == nil {
+					require.Equal(t, body, p.append(nil))
 				}
 			case kindChunks:
 				if r, _, err := decodeChunks(body); err == nil {
