@@ -4,14 +4,19 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/node/image"
 )
 
 // bigLayer is a tar of about 200 MB in 4,000 files whose contents compress by half.
@@ -81,4 +86,84 @@ func BenchmarkPrepareMountDiscard(b *testing.B) {
 		require.NoError(b, err)
 		require.NoError(b, s.Discard(ctx, c))
 	}
+}
+
+// BenchmarkRead reads all files of a layer through a container, from memory and from
+// the disk.
+func BenchmarkRead(b *testing.B) {
+	needsRoot(b)
+	ctx := context.Background()
+	layer := bigLayer(b)
+	packed := layout(b, "app:1", func(x []byte) []byte { return gz(b, x) }, ocispec.MediaTypeImageLayerGzip, nil, layer)
+	for _, c := range []struct {
+		name    string
+		archive []byte
+		edit    []func(*image.Config)
+	}{
+		{"tar", layered(b, "app:1", layer), nil},
+		{"image", packed, nil},
+		{"directory", packed, []func(*image.Config){directories}},
+	} {
+		root := b.TempDir()
+		s := reopen(b, root, c.edit...)
+		load(b, s, c.archive)
+		require.NoError(b, s.Prepare(ctx, "c", get(b, s, "app:1").ID))
+		for _, cold := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%s/cold=%t", c.name, cold), func(b *testing.B) {
+				b.SetBytes(int64(len(layer)))
+				for b.Loop() {
+					b.StopTimer()
+					if cold {
+						forgetPages(b, root)
+					}
+					r, err := s.Mount(ctx, "c")
+					require.NoError(b, err)
+					b.StartTimer()
+					readAll(b, r.Path)
+					b.StopTimer()
+					if cold { // what is mounted keeps pages
+						require.NoError(b, s.Unmount(ctx, "c"))
+						require.NoError(b, s.Close())
+						s = reopen(b, root, c.edit...)
+					}
+					b.StartTimer()
+				}
+			})
+		}
+		require.NoError(b, s.Discard(ctx, "c"))
+	}
+}
+
+// forgetPages has the page cache drop what a store has on disk.
+func forgetPages(b *testing.B, root string) {
+	unix.Sync()
+	for _, dir := range []string{"blobs", "layers"} {
+		for _, name := range onDisk(b, root, dir) {
+			f, err := os.Open(filepath.Join(root, name))
+			require.NoError(b, err)
+			require.NoError(b, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
+			require.NoError(b, f.Close())
+		}
+	}
+}
+
+func readAll(b *testing.B, root string) {
+	buf := make([]byte, 128<<10)
+	require.NoError(b, filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		f, err := os.Open(p)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		for err == nil {
+			_, err = f.Read(buf)
+		}
+		if err == io.EOF {
+			err = nil
+		}
+		return err
+	}))
 }
