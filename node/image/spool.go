@@ -2,6 +2,7 @@ package image
 
 import (
 	"errors"
+	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -46,7 +47,52 @@ func beginSync(f *os.File) *syncing {
 	return s
 }
 
-const spoolBuffer = 1 << 20
+// spoolBuffer is how much is read, written and hashed at once; what an archive has of
+// small files is less.
+const (
+	spoolBuffer  = 1 << 20
+	spoolBuffers = 3
+)
+
+// hashing hashes in a goroutine of its own, because that takes as long as all else that
+// is done to bytes which go to a file.
+type hashing struct {
+	hash       hash.Hash
+	todo, free chan []byte
+	made       int
+	done       chan struct{} // closed: all of todo is hashed
+}
+
+func beginHashing() *hashing {
+	h := &hashing{
+		hash: digest.SHA256.Hash(), done: make(chan struct{}),
+		todo: make(chan []byte, spoolBuffers), free: make(chan []byte, spoolBuffers),
+	}
+	go func() {
+		defer close(h.done)
+		for b := range h.todo {
+			h.hash.Write(b)
+			h.free <- b[:cap(b)]
+		}
+	}()
+	return h
+}
+
+// buffer is one to be filled and given to todo.
+func (h *hashing) buffer() []byte {
+	if len(h.free) == 0 && h.made < spoolBuffers {
+		h.made++
+		return make([]byte, spoolBuffer)
+	}
+	return <-h.free
+}
+
+// end waits, and returns the digest of all that came.
+func (h *hashing) end() digest.Digest {
+	close(h.todo)
+	<-h.done
+	return digest.NewDigest(digest.SHA256, h.hash)
+}
 
 // spool writes r to disk and says what it is. begun, which may be nil, is told of the
 // file once its first bytes are there, to read it while it grows.
@@ -87,10 +133,11 @@ func writeBack(f *os.File, from, to int64) int64 {
 
 // fill copies r to f, and tells g.
 func (sp *spooled) fill(f *os.File, r io.Reader, g *growing, begun func(*growing, []byte)) error {
-	hash := digest.SHA256.Hash()
-	buf := make([]byte, spoolBuffer)
+	hash := beginHashing()
+	defer func() { sp.digest = hash.end() }()
 	pushed := int64(0)
 	for {
+		buf := hash.buffer()
 		n, err := readFull(r, buf)
 		if _, e := f.Write(buf[:n]); e != nil {
 			return e
@@ -105,9 +152,8 @@ func (sp *spooled) fill(f *os.File, r io.Reader, g *growing, begun func(*growing
 				begun(g, buf[:n])
 			}
 		}
-		hash.Write(buf[:n])
+		hash.todo <- buf[:n]
 		if err == io.EOF {
-			sp.digest = digest.NewDigest(digest.SHA256, hash)
 			return nil
 		}
 		if err != nil {

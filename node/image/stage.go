@@ -93,11 +93,11 @@ func (s *Store) newPlace(dir string, turn, raw bool) (place, error) {
 // and returns its diff ID.
 func unpackTree(ctx context.Context, in *rawTar, to place, limits Limits, mark bool, sum func() digest.Digest) (extracted, digest.Digest, error) {
 	if sum == nil {
-		digester := digest.SHA256.Digester()
+		digester, left := digest.SHA256.Digester(), in.left
 		sum = digester.Digest
 		ahead := newReadAhead(io.TeeReader(in, digester.Hash()))
 		defer ahead.Close()
-		in = newRawTar(ahead, in.left)
+		in = newRawTar(ahead, left)
 	}
 	x := newExtractor(to, limits, mark)
 	x.raw = in
