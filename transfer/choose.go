@@ -9,8 +9,9 @@ import (
 
 // ask requests pieces of a peer until enough are under way from it.
 //
-// A holder of all chooses by itself among the pieces that nobody else is known to have:
-// so each leaves it about once, however many fetch. What is known elsewhere is asked of
+// A holder of all, and one who gets the blob from outside, chooses by itself among the
+// pieces that nobody else is known to have: so each leaves it about once, however many
+// fetch. What is known elsewhere is asked of
 // those others, the rarest first. At the end, whoever is idle is asked for what is
 // overdue from somebody else.
 func (s *swarm) ask(u *supplier) {
@@ -53,7 +54,7 @@ func (s *swarm) choose(u *supplier) (request, bool) {
 	for s.low < s.f.pieces && !s.missing.has(s.low) {
 		s.low++
 	}
-	if u.whole {
+	if u.chooses() {
 		if m, enough := s.unknownElsewhere(u); m != nil {
 			return request{piece: -1, any: m}, true
 		} else if enough {
@@ -80,7 +81,7 @@ func (s *swarm) unknownElsewhere(u *supplier) (m bitmap, enough bool) {
 			rank = holders
 		}
 		switch {
-		case x.whole:
+		case x.chooses():
 			holders++
 		case x.known:
 			fetchers++
@@ -89,7 +90,7 @@ func (s *swarm) unknownElsewhere(u *supplier) (m bitmap, enough bool) {
 	m = newBitmap(s.f.pieces)
 	found := 0
 	for i := s.low; i < s.f.pieces; i++ {
-		if s.missing.has(i) && s.inflight[i] == 0 && s.avail[i] == 0 && i%holders == rank {
+		if s.missing.has(i) && s.inflight[i] == 0 && s.avail[i] == 0 && i%holders == rank && (u.whole || u.have.has(i)) {
 			m.set(i)
 			found++
 		}

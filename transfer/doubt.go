@@ -56,9 +56,6 @@ func (s *swarm) reject(piece int) {
 			s.drop(u, errors.New("it sent wrong bytes"))
 			return
 		}
-		if !u.whole && u.have.has(piece) {
-			u.have.unset(piece)
-			s.avail[piece]--
-		}
+		s.onLacks(u, piece)
 	}
 }

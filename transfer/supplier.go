@@ -24,6 +24,7 @@ type supplier struct {
 
 	known   bool // has said what it has
 	whole   bool
+	origin  bool // gets from outside what nobody else has
 	have    bitmap
 	asked   []request // unanswered, in order
 	nones   int       // since the last piece
@@ -40,6 +41,10 @@ type request struct {
 	at     time.Time
 	before int // how many others it had to wait for
 }
+
+// chooses says whether the peer is a source of pieces that no other has, so that it knows
+// best which of them to send to whom.
+func (u *supplier) chooses() bool { return u.whole || u.origin }
 
 var pieceBuffers = sync.Pool{New: func() any { return new([maxPiece]byte) }}
 

@@ -64,9 +64,10 @@ type swarm struct {
 	candidates map[string]*candidate
 	order      []string // of candidates, as they became known
 	suppliers  []*supplier
-	located    bool // the locator has said all
-	awaits     bool // others may tell of peers for as long as it runs
-	anybody    bool // some peer had something
+	origins    []string // peers that get the blob from outside
+	located    bool     // the locator has said all
+	awaits     bool     // others may tell of peers for as long as it runs
+	anybody    bool     // some peer had something
 	lost       error
 
 	missing  bitmap
@@ -74,7 +75,7 @@ type swarm struct {
 	low      int // no piece before it is missing
 	top      int // every piece from it on is
 	inflight []int8
-	avail    []uint16 // how many suppliers that aren't whole have a piece
+	avail    []uint16 // how many suppliers have a piece, without those that choose
 	done     int64
 	lastNews time.Time // when a piece came or a session said what it has
 	err      error
@@ -275,7 +276,7 @@ func (s *swarm) session(ctx context.Context, id string) {
 	u := &supplier{peer: id, conn: conn, pieceSize: float64(pieceSize(s.f.size)), out: make(chan []byte, 4*maxAhead), have: newBitmap(s.f.pieces)}
 	u.lastByte.Store(time.Now().UnixNano())
 	u.out <- want{digest: s.f.digest, size: s.f.size, fetching: s.only == "", sums: s.only == "" && s.f.pieces >= minSummed}.encode()
-	if s.post(ctx, func() { s.suppliers = append(s.suppliers, u) }) != nil {
+	if s.post(ctx, func() { s.suppliers = append(s.suppliers, u); s.noteOrigin(u) }) != nil {
 		return
 	}
 	var wg sync.WaitGroup
@@ -322,7 +323,7 @@ func (s *swarm) drop(u *supplier, err error) {
 		}
 	}
 	u.asked = nil
-	if !u.whole {
+	if !u.chooses() {
 		for i := range s.f.pieces {
 			if u.have.has(i) {
 				s.avail[i]--
@@ -342,7 +343,7 @@ func (s *swarm) onHave(u *supplier, h have) {
 	}
 	if h.state == stateWhole {
 		for i := range s.f.pieces {
-			if !u.whole && u.have.has(i) {
+			if !u.chooses() && u.have.has(i) {
 				s.avail[i]--
 			}
 		}
@@ -352,9 +353,8 @@ func (s *swarm) onHave(u *supplier, h have) {
 		}
 	} else if !u.whole {
 		for i := range s.f.pieces {
-			if h.pieces.has(i) && !u.have.has(i) {
-				u.have.set(i)
-				s.avail[i]++
+			if h.pieces.has(i) {
+				s.onHas(u, i)
 			}
 		}
 	}
@@ -366,12 +366,47 @@ func (s *swarm) onMore(u *supplier, pieces []int) {
 		return
 	}
 	for _, i := range pieces {
-		if !u.have.has(i) {
-			u.have.set(i)
+		s.onHas(u, i)
+	}
+	s.ask(u)
+}
+
+// onHas notes that a peer has one more piece.
+func (s *swarm) onHas(u *supplier, piece int) {
+	if u.have.has(piece) {
+		return
+	}
+	u.have.set(piece)
+	if !u.chooses() {
+		s.avail[piece]++
+	}
+}
+
+// onOrigins is told which peers get the blob from outside.
+func (s *swarm) onOrigins(ids []string) {
+	s.origins = ids
+	for _, u := range s.suppliers {
+		s.noteOrigin(u)
+	}
+}
+
+// noteOrigin notes whether a peer gets the blob from outside.
+func (s *swarm) noteOrigin(u *supplier) {
+	origin := slices.Contains(s.origins, u.peer)
+	if u.whole || origin == u.origin {
+		u.origin = origin
+		return
+	}
+	u.origin = origin
+	for i := range s.f.pieces {
+		switch {
+		case !u.have.has(i):
+		case origin:
+			s.avail[i]--
+		default:
 			s.avail[i]++
 		}
 	}
-	s.ask(u)
 }
 
 func (s *swarm) onPeers(ids []string) {
@@ -408,15 +443,25 @@ func (s *swarm) onNone(u *supplier) {
 	if len(u.asked) == 0 {
 		return
 	}
-	if r := s.answered(u); r.piece >= 0 && !u.whole && u.have.has(r.piece) {
-		u.have.unset(r.piece)
-		s.avail[r.piece]--
+	if r := s.answered(u); r.piece >= 0 {
+		s.onLacks(u, r.piece)
 	}
-	if u.nones++; u.whole && u.nones >= maxNones {
+	if u.nones++; u.chooses() && u.nones >= maxNones {
 		s.drop(u, errors.New("it gives nothing of what it says it has"))
 		return
 	}
 	s.askAll()
+}
+
+// onLacks notes that a peer hasn't got a piece that it had.
+func (s *swarm) onLacks(u *supplier, piece int) {
+	if u.whole || !u.have.has(piece) {
+		return
+	}
+	u.have.unset(piece)
+	if !u.origin {
+		s.avail[piece]--
+	}
 }
 
 // answered takes the request off that a peer has answered.

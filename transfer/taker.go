@@ -268,7 +268,10 @@ func (k *taker) isHere() bool {
 // heard takes in what the desk says.
 func (k *taker) heard(ctx context.Context, w whose) {
 	k.turn, k.named = w.state == turnYours, w.peers
-	k.s.later(func() { k.s.onPeers(w.peers) })
+	k.s.later(func() {
+		k.s.onPeers(w.peers)
+		k.s.onOrigins(w.peers)
+	})
 	if failed := k.failed; w.state == turnNobodys && failed != nil {
 		k.s.later(func() { k.s.onNobody(failed) })
 	}

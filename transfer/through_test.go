@@ -466,3 +466,28 @@ func TestThroughWrongBytes(t *testing.T) {
 		require.Equal(t, map[string]string{"n0": "unproven"}, c.nodes["n1"].liars)
 	})
 }
+
+// TestThroughNarrow: where links are no faster than the registry, the node that asks it
+// sends each piece about once, and the others pass it on.
+func TestThroughNarrow(t *testing.T) {
+	ids := names(6)
+	bubble(t, ids, func(t *testing.T, c *cluster) {
+		const rate = 8 << 20
+		c.shaped(rate)
+		b, d := storetest.Blob(t, 32<<20)
+		o := newOutside(rate, b)
+		start := time.Now()
+		requireAll(t, c.through(t.Context(), o, d, ids...), 6)
+		took := time.Since(start)
+		require.Equal(t, int64(len(b)), o.total())
+		var sent int64
+		for _, id := range ids {
+			for asker := range o.gave {
+				sent += c.nodes[id].from[asker]
+			}
+		}
+		t.Logf("%v; the one that asked sent %.2f copies", took, float64(sent)/float64(len(b)))
+		require.Less(t, took, 6500*time.Millisecond, "size/rate is 4 s")
+		require.Less(t, float64(sent)/float64(len(b)), 1.5)
+	})
+}
