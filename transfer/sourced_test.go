@@ -77,7 +77,7 @@ func TestAskForGaps(t *testing.T) {
 					}
 				}
 				source := &ranged{content: content}
-				s := newSwarm(f, g, w, "", nil)
+				s := newSwarm(f, g, w, "", nil, f.newNotes(0))
 				k := newTaker(&through{f.p, source}, f, s, w, ocispec.Descriptor{Digest: f.digest, Size: f.size})
 				ctx, cancel := context.WithCancel(t.Context())
 				go func() {
@@ -114,7 +114,7 @@ func TestAskSourceThatLies(t *testing.T) {
 		w := &inMemory{b: make([]byte, 1000)}
 		f := &fetch{p: NewPeers(PeersConfig{}), digest: digest.FromString("x"), size: 1000, pieces: 1}
 		g, _ := f.open(w)
-		s := newSwarm(f, g, w, "", nil)
+		s := newSwarm(f, g, w, "", nil, f.newNotes(0))
 		k := newTaker(&through{f.p, idle{}}, f, s, w, ocispec.Descriptor{Digest: f.digest, Size: f.size})
 		require.ErrorContains(t, k.ask(t.Context()), "is not here")
 	})
