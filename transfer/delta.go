@@ -181,7 +181,7 @@ func (r *race) judge(d *patch) *patch {
 	if d.recipe.packing.method != packedNot {
 		content := float64(d.content)
 		moves := float64(missing) * float64(r.f.size) / content // missing chunks are compressed, too
-		takes := content / r.f.p.packed.of(d.recipe.packing) * float64(time.Second)
+		takes := content / d.recipe.packing.quickest() * float64(time.Second)
 		worth = moves <= float64(left)/2 && takes <= r.wholeTime()*(1+patience)
 	}
 	if !worth {

@@ -42,9 +42,9 @@ var (
 	errPart = errors.New("some of the content is missing")
 )
 
-// tooLate is how many times what moving everything takes making it may take before it is
-// given up. There is something to lose on either side: what was made so far is kept.
-const tooLate = 1.5
+// trial is how much content is compressed before the time that all of it will take is
+// compared with that of moving everything.
+const trial = 8 << 20
 
 func newRepack(ctx context.Context, stop func(), d *patch, r *race) (*repack, error) {
 	scratch, err := d.f.p.recipes.scratch()
@@ -157,17 +157,17 @@ func (t *repack) run(ctx context.Context) error {
 	if t.piece < t.d.f.pieces {
 		return errDiffer
 	}
-	t.d.f.p.packed.note(t.d.recipe.packing, t.d.content, t.busy)
 	return nil
 }
 
-// late says whether all of the content, of which there are at bytes, will take too long.
+// late says whether all of the content, of which at bytes are compressed, will take
+// longer than moving everything.
 func (t *repack) late(at int64) bool {
-	passed := time.Since(t.start)
-	if passed < t.whole/4 || at < 8<<20 {
+	if at < trial {
 		return false
 	}
-	return float64(passed)*float64(t.d.content)/float64(at) > tooLate*float64(t.whole)
+	left := float64(t.busy) * float64(t.d.content-at) / float64(at)
+	return float64(time.Since(t.start))+left > (1+patience)*float64(t.whole)
 }
 
 // Write takes what the compressor makes.
@@ -209,38 +209,11 @@ func (t *repack) put() error {
 	return nil
 }
 
-// packSpeed remembers how fast this machine compresses.
-type packSpeed struct {
-	mu   sync.Mutex
-	seen map[[2]byte]float64 // by method and level, bytes of content a second
-}
-
-// Until it is known, a speed is supposed that a common machine has.
-const (
-	usualSpeed = 70e6
-	quickSpeed = 150e6 // of the first level
-)
-
-func (s *packSpeed) of(p packing) float64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if v := s.seen[[2]byte{p.method, byte(p.level)}]; v > 0 {
-		return v
-	}
+// quickest is how many bytes of content a second a compressor may make of the best
+// machine. Links on which even that is too slow needn't be tried.
+func (p packing) quickest() float64 {
 	if p.level == 1 {
-		return quickSpeed
+		return 300e6
 	}
-	return usualSpeed
-}
-
-func (s *packSpeed) note(p packing, n int64, took time.Duration) {
-	if took <= 0 {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.seen == nil {
-		s.seen = map[[2]byte]float64{}
-	}
-	s.seen[[2]byte{p.method, byte(p.level)}] = float64(n) / took.Seconds()
+	return 100e6
 }

@@ -69,7 +69,6 @@ type Peers struct {
 
 	due     chan struct{} // holds one token if the store may have blobs that aren't cut
 	unpacks chan struct{} // holds a token for each session that unpacks a blob
-	packed  packSpeed
 }
 
 var _ Fetcher = (*Peers)(nil)

@@ -43,7 +43,11 @@ func (s *session) serveDelta(ctx context.Context, r *bufio.Reader, body []byte) 
 			return err
 		}
 	}
-	return s.serveReads(r, content, recipe.chunks.Size())
+	size := d.size
+	if recipe.packing.method != packedNot {
+		size = recipe.chunks.Size()
+	}
+	return s.serveReads(r, content, size)
 }
 
 // openDelta opens a blob that is to be served in parts.
@@ -55,10 +59,8 @@ func (s *session) openDelta(ctx context.Context, d delta) (*forward, recipe, err
 	if err != nil {
 		return nil, recipe{}, err
 	}
-	var r recipe
-	if s.p.recipes == nil || blob.Size() != d.size {
-		err = errWhole
-	} else if r, err = s.p.recipes.of(ctx, s.store, d.digest); err == nil {
+	r, err := s.recipe(ctx, d, blob)
+	if err == nil {
 		switch r.packing.method {
 		case packedNot:
 		case packedGo, packedFast:
@@ -74,6 +76,25 @@ func (s *session) openDelta(ctx context.Context, d delta) (*forward, recipe, err
 		return nil, recipe{}, err
 	}
 	return &forward{blob: blob, packing: r.packing}, r, nil
+}
+
+// recipe is how a blob is cut. Who asks for parts only doesn't wait until it is: what
+// isn't compressed can be sent without that.
+func (s *session) recipe(ctx context.Context, d delta, blob Blob) (recipe, error) {
+	if s.p.recipes == nil || blob.Size() != d.size {
+		return recipe{}, errWhole
+	}
+	if d.recipe {
+		return s.p.recipes.of(ctx, s.store, d.digest)
+	}
+	if r, err := s.p.recipes.load(d.digest, d.size); err == nil {
+		return r, nil
+	}
+	var head [4]byte
+	if err := readFull(blob, head[:], 0); err != nil || isCompressed(head[:]) {
+		return recipe{}, errors.Join(errWhole, err)
+	}
+	return recipe{}, nil
 }
 
 // tellRecipe sends how a blob is packed, the sums of its pieces if it is, and its chunks.

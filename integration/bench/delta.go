@@ -4,8 +4,8 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,49 +16,144 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-engine/shoal/integration/lab"
 )
 
 // delta updates an image of one rebuilt layer, Debian's base system before and after
 // the installation of curl, and compares the bytes that moved with a git pack that
-// has the one tree and is told of the other.
-func (b *bench) delta(ctx context.Context) (err error) {
+// has the one tree and is told of the other, and the time with moving everything.
+func (b *bench) delta(ctx context.Context) error {
 	trees := [2]string{filepath.Join(b.tmp, "before"), filepath.Join(b.tmp, "after")}
 	if err := debian(ctx, trees); err != nil {
 		return err
-	}
-	archives, size := [2]string{}, int64(0)
-	for i, tree := range trees {
-		archives[i] = tree + ".image.tar"
-		if size, err = treeImage(ctx, tree, archives[i], fmt.Sprintf("debian:%d", i)); err != nil {
-			return err
-		}
 	}
 	pack, err := thinPack(ctx, filepath.Join(b.tmp, "git"), trees)
 	if err != nil {
 		return err
 	}
-	l, err := lab.Up(ctx, "/run/shoal-bench", lab.Options{Nodes: 2, Binary: b.shoal, Out: os.Stderr})
+	for _, layer := range []struct {
+		what   string
+		gzip   bool
+		speeds []string
+	}{
+		{"plain", false, []string{"200mbit", "unshaped"}},
+		{"gzip", true, []string{"50mbit", "200mbit"}},
+	} {
+		archives, size := [2]string{}, int64(0)
+		for i, tree := range trees {
+			archives[i] = tree + ".image.tar"
+			if size, err = treeImage(ctx, tree, archives[i], fmt.Sprintf("debian:%d", i), layer.gzip); err != nil {
+				return err
+			}
+		}
+		for _, speed := range layer.speeds {
+			u, err := b.update(ctx, archives, speed)
+			if err != nil {
+				return fmt.Errorf("%s, %s: %w", layer.what, speed, err)
+			}
+			what := fmt.Sprintf("update of a %s layer of %d MB rebuilt after apt-get install curl, %s: ", layer.what, size/1e6, speed)
+			b.add(figure{what + "bytes moved", "MB", u.moved / 1e6, pack / 1e6, "peer: git's thin pack between the two trees"})
+			b.add(figure{what + "time", "s", u.took, u.whole, "peer: the same image to a node that has nothing of it"})
+		}
+	}
+	return nil
+}
+
+// updated is what an update took.
+type updated struct{ moved, took, whole float64 }
+
+// update brings the first image to node 2, and then the second to node 3, which has
+// nothing, and to node 2. Nodes cut their blobs before.
+func (b *bench) update(ctx context.Context, archives [2]string, speed string) (u updated, err error) {
+	l, err := lab.Up(ctx, "/run/shoal-bench", lab.Options{Nodes: 3, Binary: b.shoal, Out: os.Stderr})
 	if err != nil {
-		return err
+		return u, err
 	}
 	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
-	moved := [2]float64{}
-	for i := range archives {
-		if err := b.must(ctx, l.NodeSocket(1), "load", "-q", "-i", archives[i]); err != nil {
-			return err
+	bring := func(image, node int) (float64, error) {
+		begin := time.Now()
+		err := b.must(ctx, l.Socket(1), "create", "-e", fmt.Sprintf("constraint:node==node%d", node), fmt.Sprintf("debian:%d", image), "true")
+		return time.Since(begin).Seconds(), err
+	}
+	for i, archive := range archives {
+		if err := b.must(ctx, l.NodeSocket(1), "load", "-q", "-i", archive); err != nil {
+			return u, err
 		}
-		if err := b.must(ctx, l.Socket(2), "create", "-e", "constraint:node==node2", fmt.Sprintf("debian:%d", i), "true"); err != nil {
-			return err
-		}
-		if moved[i], err = sentBy(l, "node1", 2); err != nil {
-			return err
+		if i == 0 {
+			if _, err := bring(0, 2); err != nil {
+				return u, err
+			}
+			if err := cutAhead(ctx, l.Data(2), 1); err != nil {
+				return u, err
+			}
 		}
 	}
-	b.add(figure{fmt.Sprintf("update of a %d MB layer rebuilt after apt-get install curl: bytes moved", size/1e6), "MB", (moved[1] - moved[0]) / 1e6, pack / 1e6,
-		"peer: git's thin pack between the two trees"})
-	return nil
+	if err := cutAhead(ctx, l.Data(1), 2); err != nil {
+		return u, err
+	}
+	if speed != "unshaped" {
+		rate, err := lab.ParseRate(speed)
+		if err != nil {
+			return u, err
+		}
+		for n := 1; n <= 3; n++ {
+			if err := l.Shape(n, rate); err != nil {
+				return u, err
+			}
+		}
+	}
+	before, err := received(l.Log(2))
+	if err != nil {
+		return u, err
+	}
+	if u.whole, err = bring(1, 3); err != nil {
+		return u, err
+	}
+	if u.took, err = bring(1, 2); err != nil {
+		return u, err
+	}
+	after, err := received(l.Log(2))
+	u.moved = after - before
+	return u, err
+}
+
+// cutAhead waits until a node has cut so many blobs into chunks.
+func cutAhead(ctx context.Context, data string, blobs int) error {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		cut, err := filepath.Glob(filepath.Join(data, "chunks", "[0-9a-f]*"))
+		if err != nil || len(cut) >= blobs {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// received adds up what a node got from others, as it says in its log.
+func received(log string) (total float64, err error) {
+	raw, err := os.ReadFile(log)
+	if err != nil {
+		return 0, err
+	}
+	for _, from := range regexp.MustCompile(`msg="blob fetched".* from=(\S+)`).FindAllSubmatch(raw, -1) {
+		for _, n := range regexp.MustCompile(`:(\d+)`).FindAllSubmatch(from[1], -1) {
+			v, err := strconv.ParseFloat(string(n[1]), 64)
+			if err != nil {
+				return 0, err
+			}
+			total += v
+		}
+	}
+	return total, nil
 }
 
 // debian makes the trees, from the mirror this machine uses.
@@ -101,31 +196,35 @@ func aptSource() (mirror, suite string, err error) {
 	return "", "", errors.New("apt has no source here to make a Debian tree from")
 }
 
-// treeImage writes a docker-save archive of one layer, an uncompressed tar with its
-// names in order, and returns the layer's size.
-func treeImage(ctx context.Context, tree, path, ref string) (int64, error) {
+// treeImage writes a docker-save archive of one layer, a tar with its names in order,
+// compressed as Docker does if that is wanted, and returns the layer's size.
+func treeImage(ctx context.Context, tree, path, ref string, compress bool) (size int64, err error) {
 	layer := tree + ".tar"
 	if out, err := exec.CommandContext(ctx, "tar", "--sort=name", "--numeric-owner", "-C", tree, "-cf", layer, ".").CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("tar: %w: %s", err, out)
 	}
 	defer os.Remove(layer)
+	diff, err := packLayer(layer, layer+".gz")
+	if err != nil {
+		return 0, err
+	}
+	defer os.Remove(layer + ".gz")
+	if compress {
+		layer += ".gz"
+	}
 	f, err := os.Open(layer)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
-	sum := sha256.New()
-	size, err := io.Copy(sum, f)
+	fi, err := f.Stat()
 	if err != nil {
 		return 0, err
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return 0, err
-	}
-	diff := fmt.Sprintf("%x", sum.Sum(nil))
+	size = fi.Size()
 	config, err := json.Marshal(map[string]any{
 		"architecture": "amd64", "os": "linux", "config": map[string]any{"Cmd": []string{"/bin/true"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + diff}},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{diff.String()}},
 	})
 	if err != nil {
 		return 0, err
@@ -139,6 +238,26 @@ func treeImage(ctx context.Context, tree, path, ref string) (int64, error) {
 		{"config.json", int64(len(config)), bytes.NewReader(config)},
 		{"manifest.json", int64(len(manifest)), bytes.NewReader(manifest)},
 	})
+}
+
+// packLayer compresses a layer and returns its diff ID.
+func packLayer(from, to string) (diff digest.Digest, err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return "", err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	z := gzip.NewWriter(out)
+	sum := digest.SHA256.Digester()
+	if _, err := io.Copy(io.MultiWriter(z, sum.Hash()), in); err != nil {
+		return "", err
+	}
+	return sum.Digest(), z.Close()
 }
 
 type entry struct {
