@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -232,21 +233,55 @@ func shortID(id string) string {
 	return id[:min(12, len(id))]
 }
 
-// PruneImages implements api.Images: every reachable node prunes its own.
+// PruneImages implements api.Images: every reachable node prunes its own. An image that
+// stays on another node is neither untagged nor deleted, though a copy of it went.
 func (r *Router) PruneImages(ctx context.Context, f api.Filters) (api.PruneImagesReport, error) {
+	r.sync(ctx, listSync)
+	before := clusterImages(r.reader.View())
 	var mu sync.Mutex
 	var report api.PruneImagesReport
+	var all []api.ImageDeletion
+	lost := map[string]map[string]bool{} // by image ID: the nodes that deleted it
 	err := r.everywhere(ctx, func(n node) error {
 		part, err := n.PruneImages(ctx, f)
 		mu.Lock()
 		defer mu.Unlock()
 		for _, d := range part.Deleted {
-			if !slices.Contains(report.Deleted, d) {
-				report.Deleted = append(report.Deleted, d)
+			if lost[d.Deleted] == nil {
+				lost[d.Deleted] = map[string]bool{}
+			}
+			lost[d.Deleted][n.ID] = true
+			if !slices.Contains(all, d) {
+				all = append(all, d)
 			}
 		}
 		report.Reclaimed += part.Reclaimed
 		return err
 	})
+	stays := map[string]bool{} // IDs and names
+	for _, c := range before {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(c.holders)), func(node string) bool { return !lost[c.id][node] }) {
+			err = errors.Join(err, r.dropRefs(ctx, c))
+			continue
+		}
+		for _, s := range slices.Concat([]string{c.id}, c.names, c.summary.RepoDigests) {
+			stays[s] = true
+		}
+	}
+	for _, d := range all {
+		if !stays[d.Deleted] && !stays[d.Untagged] {
+			report.Deleted = append(report.Deleted, d)
+		}
+	}
 	return report, err
+}
+
+// dropRefs forgets the names of an image that is gone.
+func (r *Router) dropRefs(ctx context.Context, c *clusterImage) error {
+	for _, name := range c.names {
+		if _, err := r.store.Propose(ctx, catalog.DropRef{Name: name, Digest: c.digest}); err != nil {
+			return err
+		}
+	}
+	return nil
 }

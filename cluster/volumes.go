@@ -345,14 +345,21 @@ func (r *Router) placeWithVolumes(ctx context.Context, p *creation) (scheduler.D
 // claimVolumes claims volumes on a node; elsewhere says that another node has one.
 func (r *Router) claimVolumes(ctx context.Context, p *creation, node string) (elsewhere bool, err error) {
 	for _, name := range p.asked() {
-		if len(r.volumesNamed(r.reader.View(), name)) > 0 || listing.CheckVolumeName(name) != nil {
-			continue // it pinned the container already; or the node will refuse it
+		if listing.CheckVolumeName(name) != nil {
+			continue // the node will refuse it
+		}
+		if there := r.volumesNamed(r.reader.View(), name); len(there) > 0 {
+			if there[0].NodeID != node { // since the container was placed
+				return true, nil
+			}
+			continue
 		}
 		res, err := r.store.Propose(ctx, catalog.ClaimVolume{Name: name, NodeID: node})
 		if err != nil {
 			return false, err
 		}
 		if res.Volume.NodeID != node {
+			r.await(ctx, settle, func(v catalog.View) bool { return len(r.volumesNamed(v, name)) > 0 })
 			return true, nil
 		}
 		if !res.Volume.Made {

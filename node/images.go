@@ -153,7 +153,7 @@ func (n *Node) RemoveImage(ctx context.Context, ref string, o api.ImageRemoveOpt
 // PruneImages implements api.Images.
 func (n *Node) PruneImages(ctx context.Context, f api.Filters) (api.PruneImagesReport, error) {
 	var report api.PruneImagesReport
-	all, err := n.imageSummaries(ctx)
+	all, sizes, _, err := n.imageLayers(ctx)
 	if err != nil {
 		return report, err
 	}
@@ -169,7 +169,6 @@ func (n *Node) PruneImages(ctx context.Context, f api.Filters) (api.PruneImagesR
 		if len(refs) == 0 {
 			refs = []string{s.ID}
 		}
-		gone := false
 		for _, ref := range refs {
 			deleted, err := n.images.Remove(ctx, ref, api.ImageRemoveOptions{}, n.shortUsers)
 			if errdefs.IsConflict(err) || errdefs.IsNotFound(err) {
@@ -180,11 +179,8 @@ func (n *Node) PruneImages(ctx context.Context, f api.Filters) (api.PruneImagesR
 			}
 			for _, d := range deleted {
 				report.Deleted = append(report.Deleted, api.ImageDeletion{Untagged: d.Untagged, Deleted: d.Deleted})
-				gone = gone || d.Deleted != ""
+				report.Reclaimed += uint64(max(0, sizes[d.Deleted])) // of layers; images are small
 			}
-		}
-		if gone {
-			report.Reclaimed += uint64(s.Size)
 		}
 	}
 	n.journal.add(events.ImageEventType, events.ActionPrune, "", map[string]string{"reclaimed": decimal(report.Reclaimed)})

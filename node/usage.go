@@ -45,22 +45,29 @@ func (n *Node) DiskUsage(ctx context.Context, o api.DiskUsageOptions) (system.Di
 }
 
 // imageSpace is what images take: all layers unpacked, each once.
-func (n *Node) imageSpace(ctx context.Context) ([]image.Summary, int64, error) {
-	items, err := n.imageSummaries(ctx)
-	if err != nil {
-		return nil, 0, err
+func (n *Node) imageSpace(ctx context.Context) (items []image.Summary, total int64, err error) {
+	items, _, total, err = n.imageLayers(ctx)
+	return items, total, err
+}
+
+// imageLayers describes images with what they share, and tells the sizes of their
+// layers by chain ID and together.
+func (n *Node) imageLayers(ctx context.Context) (items []image.Summary, sizes map[string]int64, total int64, err error) {
+	if items, err = n.imageSummaries(ctx); err != nil {
+		return nil, nil, 0, err
 	}
 	images, err := n.images.List(ctx)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, 0, err
 	}
-	layers, sizes := map[string][]string{}, map[string]int64{}
+	layers := map[string][]string{}
+	sizes = map[string]int64{}
 	for _, i := range images {
 		for at, chain := range i.Chains {
 			layers[i.ID.String()] = append(layers[i.ID.String()], chain.String())
 			sizes[chain.String()] = i.LayerSizes[at]
 		}
 	}
-	total := listing.SharedSizes(items, func(id string) []string { return layers[id] }, sizes)
-	return items, total, nil
+	total = listing.SharedSizes(items, func(id string) []string { return layers[id] }, sizes)
+	return items, sizes, total, nil
 }

@@ -103,10 +103,10 @@ func boolFilter(f api.Filters, key string) (*bool, error) {
 			b = true
 		case "0", "false":
 		default:
-			return nil, api.InvalidArgument("invalid filter '%s=%s'", key, v)
+			return nil, api.InvalidArgument("invalid filter '%s=%v'", key, f[key])
 		}
 		if got != nil && *got != b {
-			return nil, api.InvalidArgument("invalid filter '%s'", key)
+			return nil, api.InvalidArgument("invalid filter '%s=%v'", key, f[key])
 		}
 		got = &b
 	}

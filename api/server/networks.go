@@ -16,6 +16,9 @@ func networkRoutes() []route {
 		{method: "GET", path: "/networks/{id}", id: "NetworkInspect", doc: "Inspect a network",
 			query:  []param{{"verbose", "boolean", "with details"}, {"scope", "string", "local or swarm"}},
 			status: 200, answer: network.Inspect{}, handle: inspectNetwork},
+		{method: "POST", path: "/networks/prune", id: "NetworkPrune", doc: "Remove networks nobody needs; those there are stay",
+			query:  []param{{"filters", "string", "JSON of keys and values"}},
+			status: 200, answer: network.PruneReport{}, handle: pruneNetworks},
 	}
 }
 
@@ -43,4 +46,16 @@ func inspectNetwork(c *call) error {
 		return err
 	}
 	return c.json(http.StatusOK, c.oldNetwork(n))
+}
+
+// pruneNetworks finds nothing to do: there are only the networks every engine has.
+func pruneNetworks(c *call) error {
+	f, err := c.filters()
+	if err != nil {
+		return err
+	}
+	if err := f.Only("label", "label!", "until"); err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, network.PruneReport{NetworksDeleted: []string{}})
 }

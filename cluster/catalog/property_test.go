@@ -28,7 +28,7 @@ func anyCommand(t *rapid.T) Command {
 	})
 	seq := rapid.Uint64Range(1, 9).Draw(t, "seq")
 	state := rapid.SampledFrom([]container.ContainerState{"created", "running", "exited"})
-	switch Kind(rapid.IntRange(1, int(KindDropPrivate)).Draw(t, "kind")) {
+	switch Kind(rapid.IntRange(1, int(KindPutVolumes)).Draw(t, "kind")) {
 	case KindSetSettings:
 		return SetSettings{Name: name, Subnet: DefaultSubnet}
 	case KindSetSecret:
@@ -65,6 +65,12 @@ func anyCommand(t *rapid.T) Command {
 		return SetPrivate{Private{Digest: name, ID: rapid.SampledFrom([]string{"", name, id}).Draw(t, "of"), Names: []string{few("x").Draw(t, "named")}, Nodes: []string{node}, Tags: []string{"k1=v1"}}}
 	case KindDropPrivate:
 		return DropPrivate{Digest: name}
+	case KindClaimVolume:
+		return ClaimVolume{Name: name, NodeID: node}
+	case KindReleaseVolume:
+		return ReleaseVolume{Name: name, NodeID: node}
+	case KindPutVolumes:
+		return PutVolumes{NodeID: node, Seq: seq, Full: seq%2 == 0, Volumes: []Volume{{Name: name}}, Gone: []string{few("x").Draw(t, "gone")}}
 	default:
 		return DropRef{Name: name, Digest: rapid.SampledFrom([]string{"", id}).Draw(t, "digest")}
 	}
@@ -123,6 +129,9 @@ func consistent(t *rapid.T, s *State) {
 		nodes[n.ID] = true
 		require.Empty(t, subnets[n.Subnet.String()], "a slice has two nodes")
 		subnets[n.Subnet.String()] = n.ID
+	}
+	for _, x := range v.Volumes() {
+		require.True(t, nodes[x.NodeID], "volume %s is on no node", x.Name)
 	}
 	passing := map[string]bool{}
 	for _, p := range v.Private() {
