@@ -103,7 +103,7 @@ func TestContainersRefuseWhatMakesNoSense(t *testing.T) {
 	for _, c := range []struct{ key, value, text string }{
 		{"bogus", "x", "invalid filter 'bogus'"}, {"status", "x", "invalid filter 'status=x'"},
 		{"health", "x", "invalid filter 'health=x'"}, {"exited", "x", "invalid filter 'exited=x'"},
-		{"is-task", "x", "invalid filter 'is-task=x'"}, {"publish", "x", "invalid filter 'publish=x'"},
+		{"is-task", "x", "invalid filter 'is-task=[x]'"}, {"publish", "x", "invalid filter 'publish=x'"},
 		{"expose", "9-8", "invalid filter 'expose=9-8'"}, {"before", "nosuch", "No such container: nosuch"},
 	} {
 		_, err := Containers(five(), api.ListOptions{Filters: api.Filters{c.key: {c.value}}}, now)
