@@ -14,11 +14,11 @@ TESTFLAGS  ?= -shuffle=on -timeout 15m
 # Whole clusters in fake time run without the race detector: its runtime fails its
 # own checks there about once in five runs (ThreadSanitizer: CHECK failed:
 # tsan_rtl.cpp:346, or a fault inside it). By hand: go test -race ./cluster/membership
-FAKETIME   := /cluster/(membership|clustertest)$$
+FAKETIME   := /(cluster/(membership|clustertest)|transfer/scale)$$
 
 export CGO_ENABLED = 1
 
-.PHONY: help setup build demo test test-unit test-integration chaos fuzz bench lint fmt check tidy-check cover install clean
+.PHONY: help setup build demo test test-unit test-integration chaos sim fuzz bench lint fmt check tidy-check cover install clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test-integration: build bin/webapp bin/mkimage ## Real agents in namespaces, rea
 CHAOS_TIME ?= 5m
 chaos: build bin/mkimage ## Break five agents for CHAOS_TIME while they work; CHAOS_SEED=N replays
 	CHAOS_TIME=$(CHAOS_TIME) CHAOS_SEED=$(CHAOS_SEED) $(GO) test -tags '$(TAGS)' -timeout 0 -count 1 -v ./integration/chaos
+
+sim: ## A thousand nodes fetch one blob at once, in fake time
+	SWARM_NODES=$(or $(SWARM_NODES),1000) $(GO) test -tags '$(TAGS)' -timeout 30m -count 1 -v ./transfer/scale
 
 fuzz: ## Fuzz every decoder of outside bytes, FUZZTIME each
 	@integration/fuzz.sh $(or $(FUZZTIME),20s)

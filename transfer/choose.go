@@ -15,7 +15,7 @@ import (
 // those others, the rarest first. At the end, whoever is idle is asked for what is
 // overdue from somebody else.
 func (s *swarm) ask(u *supplier) {
-	for u.known && len(u.asked) < u.ahead() && !s.sampled() {
+	for u.known && len(u.asked) < s.ahead(u) && !s.sampled() {
 		r, ok := s.choose(u)
 		if !ok {
 			return
@@ -41,13 +41,15 @@ func (s *swarm) ask(u *supplier) {
 	}
 }
 
-// ahead is how many requests a peer may have unanswered: few if it is slow, so that
-// what is under way can't keep others waiting for long.
-func (u *supplier) ahead() int {
+// ahead is how many requests a peer may have unanswered: few if it is slow, or one of
+// many, so that what is under way can't keep others waiting for long and is chosen late,
+// with what is known then.
+func (s *swarm) ahead(u *supplier) int {
 	if u.perByte == 0 {
 		return minAhead
 	}
-	return min(max(minAhead, int(float64(aheadTime)/(u.perByte*u.pieceSize))+1), maxAhead)
+	pieces := float64(aheadTime) / (u.perByte * u.pieceSize * float64(len(s.suppliers)))
+	return min(max(minAhead, int(pieces)+1), minAhead+u.came, maxAhead, max(minAhead, mostAhead/int(u.pieceSize)))
 }
 
 func (s *swarm) choose(u *supplier) (request, bool) {
@@ -168,7 +170,7 @@ func (s *swarm) overdue(u *supplier) (int, bool) {
 			continue
 		}
 		for _, r := range x.asked {
-			patience := max(hedgeTime, time.Duration(r.before+1)*lateFactor*usual)
+			patience := max(lateTime, time.Duration(r.before+1)*lateFactor*usual)
 			if r.piece >= 0 && now.Sub(r.at) > patience && s.inflight[r.piece] == 1 && s.missing.has(r.piece) && (u.whole || u.have.has(r.piece)) {
 				return r.piece, true
 			}

@@ -110,6 +110,7 @@ type fetch struct {
 	start   time.Time
 
 	progress *progress     // guarded by p.mu; its own methods lock for themselves
+	swarm    *swarm        // guarded by p.mu; nil until it runs
 	done     chan struct{} // closed: err is set
 	err      error
 }

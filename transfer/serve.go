@@ -16,12 +16,11 @@ import (
 )
 
 const (
-	maxSessions  = 512             // served at a time
+	maxSessions  = 2048            // served at a time
 	idleTimeout  = 5 * time.Minute // for a peer that asks nothing
 	writeTimeout = 30 * time.Second
-	// lingerTime is how long peers are told of one that has just gone: most go because
-	// they have got everything, and are the best to ask.
-	lingerTime = 30 * time.Second
+	// newsTime is how long pieces that come are gathered after others were told of.
+	newsTime = 10 * time.Millisecond
 )
 
 // Serve answers peers that connect to l, from what store holds and from what this node
@@ -58,91 +57,6 @@ func (p *Peers) Serve(ctx context.Context, l net.Listener, store Store) error {
 			}
 		})
 	}
-}
-
-// served is what the sessions for one blob share.
-type served struct {
-	sent     []uint32 // how often each piece was sent
-	sessions int
-	fetching map[string]int       // peers that pass on what they get, with their sessions
-	gone     map[string]time.Time // when they went
-	changed  chan struct{}        // closed and replaced when fetching changes
-
-	summing sync.Mutex // held while sums is made; not with Peers.mu
-	sums    []byte     // of the pieces, as in a sums frame; nil until asked for
-}
-
-// enter adds a session to those of its blob.
-func (p *Peers) enter(w want, peer string, pieces int) *served {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	b := p.served[w.digest]
-	if b == nil || len(b.sent) != pieces {
-		b = &served{sent: make([]uint32, pieces), fetching: map[string]int{}, gone: map[string]time.Time{}, changed: make(chan struct{})}
-		p.served[w.digest] = b
-	}
-	b.sessions++
-	if w.fetching {
-		b.fetching[peer]++
-		delete(b.gone, peer)
-		close(b.changed)
-		b.changed = make(chan struct{})
-	}
-	return b
-}
-
-func (p *Peers) leave(w want, peer string, b *served) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if w.fetching {
-		if b.fetching[peer]--; b.fetching[peer] == 0 {
-			delete(b.fetching, peer)
-			b.gone[peer] = time.Now()
-		}
-	}
-	if b.sessions--; b.sessions == 0 && p.served[w.digest] == b {
-		delete(p.served, w.digest)
-	}
-}
-
-// others are the peers to tell one of, and a channel closed when they change.
-func (p *Peers) others(b *served, peer string) ([]string, <-chan struct{}) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var ids []string
-	for id := range b.fetching {
-		if id != peer {
-			ids = append(ids, id)
-		}
-	}
-	for id, at := range b.gone {
-		if time.Since(at) > lingerTime {
-			delete(b.gone, id)
-		} else if id != peer {
-			ids = append(ids, id)
-		}
-	}
-	slices.Sort(ids)
-	return ids, b.changed
-}
-
-// pick chooses the piece least sent so far of those in both sets, and not in a third;
-// of equals the first, so that those who fetch alone get their blob in order. The choice
-// counts as sent.
-func (p *Peers) pick(b *served, wanted, have, given bitmap) (int, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	best := -1
-	for i, n := range b.sent {
-		if wanted.has(i) && (have == nil || have.has(i)) && !given.has(i) && (best < 0 || n < b.sent[best]) {
-			best = i
-		}
-	}
-	if best < 0 {
-		return 0, false
-	}
-	b.sent[best]++
-	return best, true
 }
 
 // session serves one blob to one peer.
@@ -207,7 +121,10 @@ func (s *session) run(ctx context.Context) error {
 			s.src.whole.Close()
 		}
 	}()
-	s.blob = s.p.enter(s.want, s.peer, s.pieces)
+	var room bool
+	if s.blob, room = s.p.enter(s.want, s.peer, s.pieces); !room {
+		return s.sendAway()
+	}
 	defer s.p.leave(s.want, s.peer, s.blob)
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -306,19 +223,15 @@ func (s *session) source() source {
 // news tells the peer what this node has, first and whenever it changes, and who else
 // fetches the blob.
 func (s *session) news(ctx context.Context) error {
-	var told []string
 	src := s.source()
 	logged, err := s.tellAll(src)
+	told, pause := map[string]bool{}, firstTold
+	due := time.NewTimer(pause)
+	defer due.Stop()
+	var quiet <-chan time.Time // set while pieces that come are gathered
 	for err == nil {
-		ids, peersChanged := s.p.others(s.blob, s.peer)
-		if s.want.fetching && !slices.Equal(ids, told) {
-			if err := s.write(encodePeers(ids)); err != nil {
-				return err
-			}
-			told = ids
-		}
 		var pieceCame <-chan struct{}
-		if src.part != nil {
+		if src.part != nil && quiet == nil {
 			more, changed, ended := src.part.since(logged)
 			pieceCame = changed
 			if ended {
@@ -334,11 +247,18 @@ func (s *session) news(ctx context.Context) error {
 					return err
 				}
 			}
-			logged += len(more)
+			if logged += len(more); len(more) > 0 {
+				pieceCame, quiet = nil, time.After(newsTime)
+			}
 		}
 		select {
 		case <-pieceCame:
-		case <-peersChanged:
+		case <-quiet:
+			quiet = nil
+		case <-due.C:
+			err = s.tellOthers(told)
+			pause = min(2*pause, lastTold)
+			due.Reset(pause)
 		case <-ctx.Done():
 			return nil
 		}
@@ -432,6 +352,7 @@ func (s *session) send(ctx context.Context, piece int, none uint32) error {
 		if err := s.write(buf[:head+n]); err != nil {
 			return err
 		}
+		s.p.atWork(s.blob)
 		off += n
 	}
 	s.given.set(piece)

@@ -28,6 +28,7 @@ type supplier struct {
 	have    bitmap
 	asked   []request // unanswered, in order
 	nones   int       // since the last piece
+	came    int       // pieces
 	perByte float64   // nanoseconds, averaged; 0 is unknown
 	since   time.Time // when the front of asked came to be the front
 
@@ -47,6 +48,19 @@ type request struct {
 func (u *supplier) chooses() bool { return u.whole || u.origin }
 
 var pieceBuffers = sync.Pool{New: func() any { return new([maxPiece]byte) }}
+
+// smallBuffers are for pieces of the smallest size, which are the most by far.
+var smallBuffers = sync.Pool{New: func() any { return new([minPiece]byte) }}
+
+// pieceBuffer lends a buffer of a length until free is called.
+func pieceBuffer(length int) (b []byte, free func()) {
+	if length <= minPiece {
+		small := smallBuffers.Get().(*[minPiece]byte)
+		return small[:length], func() { smallBuffers.Put(small) }
+	}
+	large := pieceBuffers.Get().(*[maxPiece]byte)
+	return large[:length], func() { pieceBuffers.Put(large) }
+}
 
 // write sends the frames of out.
 func (u *supplier) write(ctx context.Context) error {
@@ -100,6 +114,9 @@ func (u *supplier) handle(ctx context.Context, s *swarm, kind byte, body []byte)
 		if h.state == stateNone {
 			return errHasNone
 		}
+		if h.state == stateBusy {
+			return errBusy
+		}
 		return s.post(ctx, func() { s.onHave(u, h) })
 	case kindMore:
 		pieces, err := decodeMore(body, s.f.pieces)
@@ -130,17 +147,17 @@ func (u *supplier) handle(ctx context.Context, s *swarm, kind byte, body []byte)
 
 // readPiece reads the frames of a piece, the first of which has begun, and writes it.
 func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, size int) error {
-	buf := pieceBuffers.Get().(*[maxPiece]byte)
-	defer pieceBuffers.Put(buf)
 	first, n, err := readDataHead(r, size, s.f.pieces)
 	if err != nil {
 		return err
 	}
 	piece := int(first.piece)
+	length := pieceLen(s.f.size, piece)
+	buf, free := pieceBuffer(length)
+	defer free()
 	if err := s.post(ctx, func() { s.onBegun(u, piece) }); err != nil {
 		return err
 	}
-	length := pieceLen(s.f.size, piece)
 	head, off := first, 0
 	for {
 		if off+n > length || head.piece != first.piece {
@@ -164,10 +181,10 @@ func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, siz
 	if off != length {
 		return errors.New("piece is cut short")
 	}
-	note := pieceNote{peer: u.peer, sum: maphash.Bytes(s.notes.seed, buf[:length]), crc: crc32.Checksum(buf[:length], castagnoli), verified: first.verified}
+	note := pieceNote{peer: u.peer, sum: maphash.Bytes(s.notes.seed, buf), crc: crc32.Checksum(buf, castagnoli), verified: first.verified}
 	fresh := s.progress.claim(piece)
 	if fresh {
-		if _, err := s.w.WriteAt(buf[:length], pieceAt(s.f.size, piece)); err != nil {
+		if _, err := s.w.WriteAt(buf, pieceAt(s.f.size, piece)); err != nil {
 			s.progress.remove(piece)
 			return s.post(ctx, func() { s.fail(err) })
 		}

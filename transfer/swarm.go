@@ -12,6 +12,11 @@ import (
 
 const (
 	maxSuppliers = 12
+	// firstSuppliers are asked at once, and one more every moreSuppliers: when many begin
+	// together the first names that are told are those of the first to come, and whoever
+	// took only these would leave the last to come without anybody who asks them.
+	firstSuppliers = 2
+	moreSuppliers  = 10 * time.Millisecond
 	// maxCandidates bounds what peers can make us remember of each other.
 	maxCandidates = 256
 	tick          = 50 * time.Millisecond
@@ -21,31 +26,47 @@ const (
 	// lateFactor is how many times the usual time a piece may take before an idle peer
 	// is asked for it, too.
 	lateFactor = 3
+	// lateTime is how long any piece may take before that.
+	lateTime = 60 * time.Millisecond
 	// stallTime is how long a peer that owes something may send nothing before it is
 	// replaced, if there are others; stallLimit is for the last one.
 	stallTime  = 700 * time.Millisecond
 	stallLimit = 10 * time.Second
-	// retryTime is when a peer that failed may be tried again.
+	// retryTime is when a peer that failed may be tried again, and soonTime when one that
+	// failed at once may be: there may have been a rush.
 	retryTime   = time.Second
+	soonTime    = 200 * time.Millisecond
 	maxFailures = 3
+	// firstBusy and lastBusy are when a peer that was busy is tried again, about; each
+	// pause is twice the one before.
+	firstBusy = 250 * time.Millisecond
+	lastBusy  = 4 * time.Second
+	// busyLimit is how long nothing may come while all peers are busy.
+	busyLimit = 30 * time.Second
 	// maxNones is how often in a row a holder of all may say that it hasn't got a piece.
 	maxNones = 4
 	// starveTime is how long to wait for news if no peer has what is missing.
 	starveTime  = 5 * time.Second
 	connectTime = 3 * time.Second
-	// aheadTime is how much is asked of a peer in advance, in terms of its rate.
-	aheadTime = 250 * time.Millisecond
+	// aheadTime is how much is asked in advance of all peers together, in terms of each
+	// one's rate.
+	aheadTime = 200 * time.Millisecond
 	// minWindow is how many pieces what has come may at least be scattered over.
 	minWindow = 16
 	// minSummed is how many pieces a blob has whose pieces' sums are asked for: others
 	// are soon fetched again.
 	minSummed = 8
 	minAhead  = 2
-	maxAhead  = 8
+	maxAhead  = 32      // pieces of one peer
+	mostAhead = 1 << 20 // bytes
 )
 
-// errHasNone ends a session with a peer that hasn't got the blob.
-var errHasNone = errors.New("peer hasn't got it")
+var (
+	// errHasNone ends a session with a peer that hasn't got the blob.
+	errHasNone = errors.New("peer hasn't got it")
+	// errBusy ends a session with a peer that serves as many as it can.
+	errBusy = errors.New("peer is busy")
+)
 
 // swarm fetches one blob from many peers. One loop owns the state; goroutines for I/O
 // post to it.
@@ -62,7 +83,10 @@ type swarm struct {
 	cancel context.CancelFunc
 
 	candidates map[string]*candidate
-	order      []string // of candidates, as they became known
+	order      []string  // of candidates: those the locator named, then the others by chance
+	named      int       // how many the locator named
+	started    time.Time // when run was called
+	active     int       // candidates that have a session, or get one
 	suppliers  []*supplier
 	origins    []string // peers that get the blob from outside
 	located    bool     // the locator has said all
@@ -87,14 +111,6 @@ type swarm struct {
 	got    int       // pieces that came
 	began  time.Time // when a peer first said what it has
 	last   time.Time // when the last piece came
-}
-
-// candidate is a peer that may be asked.
-type candidate struct {
-	failures int
-	after    time.Time // not to be tried before
-	active   bool      // has a session, or gets one
-	useless  bool
 }
 
 func newSwarm(f *fetch, g *progress, w Writer, only string, report func(int64), n *notes) *swarm {
@@ -136,7 +152,10 @@ func (s *swarm) run(ctx context.Context) error {
 	defer s.wg.Wait()
 	defer s.hangUp()
 	defer s.cancel()
-	s.lastNews = time.Now()
+	s.f.p.mu.Lock()
+	s.f.swarm = s
+	s.f.p.mu.Unlock()
+	s.lastNews, s.started = time.Now(), time.Now()
 	s.locate(ctx)
 	t := time.NewTicker(tick)
 	defer t.Stop()
@@ -199,68 +218,6 @@ func (s *swarm) hangUp() {
 	s.suppliers = nil
 }
 
-// locate asks the locator for peers, in the background.
-func (s *swarm) locate(ctx context.Context) {
-	if s.only != "" {
-		s.add(s.only)
-		s.located = true
-		return
-	}
-	s.wg.Go(func() {
-		for peer, err := range s.f.p.cfg.Locator.Find(ctx, s.f.digest) {
-			if err != nil {
-				s.f.p.log.Warn("locate blob", "digest", s.f.digest.String(), "err", err)
-				break
-			}
-			if s.post(ctx, func() { s.add(peer.ID) }) != nil {
-				return
-			}
-		}
-		if !s.awaits {
-			s.post(ctx, func() { s.located = true })
-		}
-	})
-}
-
-// add makes a peer a candidate.
-func (s *swarm) add(id string) {
-	if id == "" || id == s.f.p.cfg.Self || s.candidates[id] != nil || len(s.order) == maxCandidates || s.f.p.isBanned(id) {
-		return
-	}
-	s.candidates[id] = &candidate{}
-	s.order = append(s.order, id)
-}
-
-// connect opens sessions, as many as are of use, and gives up if none can be.
-func (s *swarm) connect(ctx context.Context) {
-	active, hope := 0, !s.located
-	for _, c := range s.candidates {
-		if c.active {
-			active++
-		}
-	}
-	now := time.Now()
-	target := min(s.left+int(now.Sub(s.lastNews)/hedgeTime), maxSuppliers)
-	for _, id := range s.order {
-		c := s.candidates[id]
-		hope = hope || c.active || !c.useless
-		if c.active || c.useless || active >= target || now.Before(c.after) {
-			continue
-		}
-		active++
-		c.active = true
-		s.wg.Go(func() { s.session(ctx, id) })
-	}
-	switch {
-	case !hope && s.anybody:
-		s.fail(api.Unavailable("fetch blob %s: every peer that had it was lost: %w", s.f.digest, s.lost))
-	case !hope && s.lost != nil:
-		s.fail(api.NotFound("fetch blob %s: no peer has it: %w", s.f.digest, s.lost))
-	case !hope:
-		s.fail(api.NotFound("fetch blob %s: no peer has it", s.f.digest))
-	}
-}
-
 // session talks with one peer until either side has had enough.
 func (s *swarm) session(ctx context.Context, id string) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -273,7 +230,7 @@ func (s *swarm) session(ctx context.Context, id string) {
 		return
 	}
 	defer conn.Close()
-	u := &supplier{peer: id, conn: conn, pieceSize: float64(pieceSize(s.f.size)), out: make(chan []byte, 4*maxAhead), have: newBitmap(s.f.pieces)}
+	u := &supplier{peer: id, conn: conn, pieceSize: float64(pieceSize(s.f.size)), out: make(chan []byte, 2*maxAhead), have: newBitmap(s.f.pieces)}
 	u.lastByte.Store(time.Now().UnixNano())
 	u.out <- want{digest: s.f.digest, size: s.f.size, fetching: s.only == "", sums: s.only == "" && s.f.pieces >= minSummed}.encode()
 	if s.post(ctx, func() { s.suppliers = append(s.suppliers, u); s.noteOrigin(u) }) != nil {
@@ -290,25 +247,6 @@ func (s *swarm) session(ctx context.Context, id string) {
 	err = u.read(ctx, s)
 	if s.post(ctx, func() { s.onEnd(id, u, err) }) == nil {
 		return
-	}
-}
-
-// onEnd notes that a session has ended, or never began.
-func (s *swarm) onEnd(id string, u *supplier, err error) {
-	c := s.candidates[id]
-	if i := slices.Index(s.suppliers, u); u != nil && i >= 0 {
-		s.drop(u, err)
-	}
-	c.active = false
-	c.failures++
-	c.after = time.Now().Add(retryTime)
-	served := u != nil && u.known
-	if errors.Is(err, errHasNone) || !served || c.failures >= maxFailures {
-		c.useless = true
-	}
-	if !errors.Is(err, errHasNone) {
-		s.lost = err
-		s.f.p.log.Debug("lost a peer", "peer", id, "digest", s.f.digest.String(), "err", err)
 	}
 }
 
@@ -409,17 +347,6 @@ func (s *swarm) noteOrigin(u *supplier) {
 	}
 }
 
-func (s *swarm) onPeers(ids []string) {
-	for _, id := range ids {
-		if c := s.candidates[id]; c != nil && !c.active && c.failures < maxFailures {
-			c.useless = false // somebody talks with it: it is alive, and fetching
-		}
-		if s.only == "" {
-			s.add(id)
-		}
-	}
-}
-
 // onBegun notes which piece a peer chose, or catches one that sends what it likes.
 func (s *swarm) onBegun(u *supplier, piece int) {
 	if len(u.asked) == 0 {
@@ -498,6 +425,7 @@ func (s *swarm) onPiece(u *supplier, piece int, fresh bool, n pieceNote) {
 		return // dropped meanwhile
 	}
 	u.nones = 0
+	u.came++
 	r := s.answered(u)
 	from := r.at
 	if u.since.After(from) {

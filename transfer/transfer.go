@@ -24,8 +24,8 @@
 //	                  have all), digest: who asks a source for it? First, once
 //	 8 stand  asker   flags as of turn, now
 //	 9 rate   asker   bytes a second that it gets (8 bytes); after a delta
-//	16 have   holder  state (0 nothing, end; 1 bitmap follows; 2 all); first, and anew
-//	                  when a fetch of the holder's has ended
+//	16 have   holder  state (0 nothing, end; 1 bitmap follows; 2 all; 3 busy, end);
+//	                  first, and anew when a fetch of the holder's has ended
 //	17 more   holder  pieces (4 bytes each) that have come since
 //	18 peers  holder  IDs (a byte of length each) of others that fetch the blob: ask them
 //	19 data   holder  piece, flags (1: of a verified blob; 2: the piece's last frame),
@@ -49,7 +49,8 @@
 // Whoever holds all of it answers next with the piece it has sent least often. Askers
 // ask it only for pieces that they have seen nowhere else, so each piece leaves it
 // about once, to one asker or another, and these get the rest from each other, rarest
-// first. There is no tracker: holders tell askers of each other.
+// first. There is no tracker: holders tell askers of each other. Each serves a few only,
+// and sends others on to these.
 //
 // # What nobody has
 //

@@ -15,10 +15,10 @@ import (
 
 // Protocol is what Serve expects to listen to and PeersConfig.Dial to open. A change
 // that an older peer would misread gets a new number.
-const Protocol = "/shoal/blobs/1"
+const Protocol = "/shoal/blobs/2"
 
 const (
-	minPiece = 128 << 10
+	minPiece = 32 << 10
 	maxPiece = 1 << 20
 
 	// dataSize is how much of a piece goes in one frame and one write. News go between
@@ -79,6 +79,7 @@ const (
 	stateNone  = 0 // nothing, or nothing any more: the session ends
 	stateSome  = 1 // the pieces of the bitmap, not verified as a whole
 	stateWhole = 2 // all, verified
+	stateBusy  = 3 // something, but not now: the session ends
 )
 
 // dataHead precedes the bytes of a data frame.
@@ -223,7 +224,7 @@ func (h have) encode() []byte {
 }
 
 func decodeHave(b []byte, pieces int) (have, error) {
-	if len(b) == 0 || b[0] > stateWhole {
+	if len(b) == 0 || b[0] > stateBusy {
 		return have{}, api.InvalidArgument("have frame without a known state")
 	}
 	h := have{state: b[0]}

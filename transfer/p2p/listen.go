@@ -13,7 +13,7 @@ import (
 )
 
 // backlog is how many streams may wait for Accept; more are reset.
-const backlog = 128
+const backlog = 1024
 
 // listener hands out the incoming streams of one protocol.
 type listener struct {

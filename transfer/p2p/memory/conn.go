@@ -29,18 +29,14 @@ type pipe struct {
 	n        *Network
 	from, to string
 	wake     *sync.Cond // something changed
-	queue    []parcel
-	size     int
-	end      bool  // the writer has finished
-	err      error // the stream was reset
+	waiting  [][]byte   // for their turns on the writer's link
+	flying   [][]byte   // sent, not yet there
+	queue    [][]byte   // to be read
+	size     int        // bytes in all three
+	end      bool       // the writer has finished
+	err      error      // the stream was reset
 
 	read, write deadline
-}
-
-// parcel is bytes under way.
-type parcel struct {
-	data []byte
-	at   time.Time
 }
 
 // deadline wakes a pipe when it passes.
@@ -106,23 +102,16 @@ func (c *conn) Read(b []byte) (int, error) {
 			return 0, nil
 		}
 		if len(p.queue) > 0 && n.reachable(p.from, p.to) {
-			first := &p.queue[0]
-			if wait := time.Until(first.at); wait <= 0 {
-				k := copy(b, first.data)
-				if first.data = first.data[k:]; len(first.data) == 0 {
-					p.queue = p.queue[1:]
-				}
-				p.size -= k
-				p.wake.Broadcast()
-				return k, nil
+			k := copy(b, p.queue[0])
+			if p.queue[0] = p.queue[0][k:]; len(p.queue[0]) == 0 {
+				p.queue = p.queue[1:]
 			}
-			t := p.alarm(first.at)
-			p.wake.Wait()
-			t.Stop()
-			continue
+			p.size -= k
+			p.wake.Broadcast()
+			return k, nil
 		}
 		switch {
-		case p.end && len(p.queue) == 0:
+		case p.end && p.size == 0:
 			return 0, io.EOF
 		case p.err != nil:
 			return 0, api.Unavailable("read, peer %s: %w", c.peer, p.err)
@@ -154,8 +143,8 @@ func (c *conn) Write(b []byte) (int, error) {
 			p.wake.Wait()
 			continue
 		}
-		p.queue = append(p.queue, parcel{append([]byte(nil), b[done:done+room]...), n.schedule(p.from, p.to, room)})
 		p.size += room
+		n.send(p, append([]byte(nil), b[done:done+room]...))
 		done += room
 		p.wake.Broadcast()
 	}

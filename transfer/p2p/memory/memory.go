@@ -7,7 +7,7 @@
 //
 // A link is cut by Partition or Isolate (bytes stall, as on a broken wire) or by a
 // host's Close (streams are reset at once, as when a process ends). Shape gives hosts
-// a rate and a latency.
+// a rate, which their streams share evenly, and a latency.
 package memory
 
 import (
@@ -22,7 +22,7 @@ import (
 const (
 	dialTimeout = 5 * time.Second  // as p2p's
 	lostAfter   = 10 * time.Second // roughly when p2p's pings give a silent peer up
-	backlog     = 128
+	backlog     = 1024
 )
 
 // Network joins hosts. Its methods may be called concurrently.
@@ -34,13 +34,6 @@ type Network struct {
 	shapes map[string]*shape
 	links  map[[2]string]*link
 	change chan struct{} // closed and replaced when reachability changes
-}
-
-// shape is what a host can send and receive, and when it is next free to.
-type shape struct {
-	rate    int64 // bytes per second each way; 0 is unlimited
-	latency time.Duration
-	out, in time.Time
 }
 
 // link is the connection between two hosts.
@@ -119,6 +112,10 @@ func (n *Network) Heal() {
 func (n *Network) Shape(id string, rate int64, latency time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if s := n.shapes[id]; s != nil { // what is on its way keeps its order
+		s.rate, s.latency = rate, latency
+		return
+	}
 	n.shapes[id] = &shape{rate: rate, latency: latency}
 }
 
@@ -197,33 +194,6 @@ func linkKey(a, b string) [2]string {
 		a, b = b, a
 	}
 	return [2]string{a, b}
-}
-
-// schedule is when n bytes sent now from one host arrive at the other.
-func (n *Network) schedule(from, to string, size int) time.Time {
-	now := time.Now()
-	at := now
-	if s := n.shapes[from]; s != nil {
-		at = s.occupy(&s.out, now, size).Add(s.latency)
-	}
-	if s := n.shapes[to]; s != nil {
-		if in := s.occupy(&s.in, now, size); in.After(at) {
-			at = in
-		}
-	}
-	return at
-}
-
-// occupy takes one direction of a host for as long as size bytes need.
-func (s *shape) occupy(dir *time.Time, now time.Time, size int) time.Time {
-	if s.rate == 0 {
-		return now
-	}
-	if dir.Before(now) {
-		*dir = now
-	}
-	*dir = dir.Add(time.Duration(int64(size) * int64(time.Second) / s.rate))
-	return *dir
 }
 
 // Addr is the address of a stream's end: a host's ID.

@@ -162,3 +162,27 @@ func TestShape(t *testing.T) {
 		require.InDelta(t, 8.1, time.Since(start).Seconds(), 1)
 	})
 }
+
+// TestStreamsShareARate: what is little isn't kept waiting by what is much.
+func TestStreamsShareARate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, from, to := pair(t)
+		n.Shape("a", 1<<20, 0)
+		l, err := n.Host("b").Listen("/other")
+		require.NoError(t, err)
+		other, err := n.Host("a").Dial(t.Context(), "b", "/other")
+		require.NoError(t, err)
+		end, err := l.Accept()
+		require.NoError(t, err)
+		go from.Write(make([]byte, window))
+		synctest.Wait()
+		start := time.Now()
+		other.Write([]byte("x"))
+		_, err = end.Read(make([]byte, 1))
+		require.NoError(t, err)
+		require.Less(t, time.Since(start), 50*time.Millisecond, "two segments are 31 ms")
+		_, err = io.ReadFull(to, make([]byte, window))
+		require.NoError(t, err)
+		require.InDelta(t, 0.25, time.Since(start).Seconds(), 0.05)
+	})
+}
