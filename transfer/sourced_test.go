@@ -51,9 +51,9 @@ func (r *ranged) Fetch(ctx context.Context, dst Store, want ocispec.Descriptor, 
 // TestAskForGaps: a source is asked for what is missing only, and not for every small
 // gap by itself.
 func TestAskForGaps(t *testing.T) {
-	const unit = minPiece
+	const pieces, unit = 4, 4 * minPiece // of pieces, and bytes, in what is counted here
 	for name, c := range map[string]struct {
-		have [][2]int // pieces, end exclusive
+		have [][2]int // units, end exclusive
 		gave [][2]int
 	}{
 		"nothing":             {nil, [][2]int{{0, 100}}},
@@ -68,12 +68,14 @@ func TestAskForGaps(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				content := bytes.Repeat([]byte("some content"), 100*unit/12+1)[:100*unit-5]
 				w := &inMemory{b: make([]byte, len(content))}
-				f := &fetch{p: NewPeers(PeersConfig{}), digest: digest.FromBytes(content), size: int64(len(content)), pieces: 100}
+				f := &fetch{p: NewPeers(PeersConfig{}), digest: digest.FromBytes(content), size: int64(len(content)), pieces: 100 * pieces}
 				g, _ := f.open(w)
 				for _, run := range c.have {
 					for i := run[0]; i < run[1]; i++ {
 						copy(w.b[i*unit:min((i+1)*unit, len(w.b))], content[i*unit:])
-						g.add(i)
+						for piece := range pieces {
+							g.add(i*pieces + piece)
+						}
 					}
 				}
 				source := &ranged{content: content}
