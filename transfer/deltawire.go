@@ -26,7 +26,7 @@ type delta struct {
 }
 
 func (d delta) encode() []byte {
-	w := want{digest: d.digest, size: d.size, fetching: d.recipe, sums: d.packed}.encode() // the same flags
+	w := want{digest: d.digest, size: d.size, fetching: d.recipe, packed: d.packed}.encode() // the same flags
 	w[0] = kindDelta
 	return w
 }
@@ -36,7 +36,7 @@ func decodeDelta(b []byte) (delta, error) {
 	if err == nil && (w.size < minDelta || w.size > maxDelta) {
 		err = api.InvalidArgument("delta frame: blobs of %d bytes move whole", w.size)
 	}
-	return delta{w.digest, w.size, w.fetching, w.sums}, err
+	return delta{w.digest, w.size, w.fetching, w.packed}, err
 }
 
 // read asks for bytes of the blob.

@@ -3,8 +3,10 @@ package transfer
 import (
 	"context"
 	"errors"
+	"hash/crc32"
 	"hash/maphash"
 	"log/slog"
+	"math/bits"
 	"net"
 	"slices"
 	"sync"
@@ -278,11 +280,26 @@ func (n *notes) any() bool {
 	return slices.ContainsFunc(n.sums, func(p pieceNote) bool { return p.peer != "" })
 }
 
+// pieceNote is who sent a piece and what it was.
 type pieceNote struct {
 	peer     string
-	sum      uint64
+	sum      uint64 // by which nobody else can forge
 	crc      uint32
+	summed   int // bytes that the sums are of
 	verified bool
+}
+
+// sumStep is how many bytes are summed at a time: while they are in the cache.
+const sumStep = 64 << 10
+
+// add sums what has come of a piece; last says that this is all.
+func (n *pieceNote) add(seed maphash.Seed, b []byte, last bool) {
+	for len(b)-n.summed >= sumStep || last && len(b) > n.summed {
+		part := b[n.summed:min(n.summed+sumStep, len(b))]
+		n.sum = bits.RotateLeft64(n.sum, 1) ^ maphash.Bytes(seed, part)
+		n.crc = crc32.Update(n.crc, castagnoli, part)
+		n.summed += len(part)
+	}
 }
 
 // blame compares what peers sent in an earlier attempt with the blob, now verified.
@@ -302,7 +319,8 @@ func (f *fetch) blame(ctx context.Context, dst Store, n *notes) error {
 		if err := readFull(b, piece, pieceAt(f.size, i)); err != nil {
 			return err
 		}
-		if maphash.Bytes(n.seed, piece) != note.sum {
+		var truth pieceNote
+		if truth.add(n.seed, piece, true); truth.sum != note.sum {
 			guilty[note.peer] = guilty[note.peer] || note.verified
 		}
 	}

@@ -50,7 +50,7 @@ func (p *Peers) Serve(ctx context.Context, l net.Listener, store Store) error {
 		}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			s := &session{p: p, store: store, conn: conn, peer: conn.RemoteAddr().String(), writing: make(chan struct{}, 1)}
+			s := &session{p: p, store: store, conn: conn, peer: conn.RemoteAddr().String(), check: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
 			defer p.ended(s)
 			if err := s.run(ctx); err != nil && ctx.Err() == nil {
 				p.log.Debug("serve blob", "peer", s.peer, "digest", s.want.digest.String(), "err", err)
@@ -71,6 +71,7 @@ type session struct {
 	blob   *served
 	given  bitmap // sent in this session
 
+	check   chan struct{} // has an element when the peer wants the pieces' sums
 	writing chan struct{} // holds a token while a frame is written: one at a time
 
 	mu  sync.Mutex
@@ -135,18 +136,26 @@ func (s *session) run(ctx context.Context) error {
 			s.conn.Close() // ends the reading below
 		}
 	})
-	if src := s.source(); s.want.sums && src.whole != nil {
-		wg.Go(func() {
-			if err := s.tellSums(ctx, src.whole); err != nil {
-				s.conn.Close()
-			}
-		})
-	}
+	wg.Go(func() {
+		if err := s.tellSums(ctx); err != nil {
+			s.conn.Close()
+		}
+	})
 	return s.answer(ctx, r)
 }
 
-// tellSums reads the whole blob, once for all sessions, and tells the sums of its pieces.
-func (s *session) tellSums(ctx context.Context, blob Blob) error {
+// tellSums waits to be asked for the pieces' sums, reads the whole blob for them, once
+// for all sessions, and tells them.
+func (s *session) tellSums(ctx context.Context) error {
+	select {
+	case <-s.check:
+	case <-ctx.Done():
+		return nil
+	}
+	blob := s.source().whole
+	if blob == nil {
+		return nil
+	}
 	s.blob.summing.Lock()
 	sums := s.blob.sums
 	var err error
@@ -307,6 +316,11 @@ func (s *session) answer(ctx context.Context, r *bufio.Reader) error {
 			var wanted bitmap
 			if wanted, err = decodeBitmap(body, s.pieces); err == nil {
 				err = s.sendNext(ctx, wanted)
+			}
+		case kindCheck:
+			select {
+			case s.check <- struct{}{}:
+			default: // once is enough
 			}
 		default:
 			err = errors.New("unexpected frame")

@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"hash/crc32"
-	"hash/maphash"
 	"io"
 	"net"
 	"sync"
@@ -27,6 +25,7 @@ type supplier struct {
 	origin  bool // gets from outside what nobody else has
 	have    bitmap
 	asked   []request // unanswered, in order
+	checks  bool      // was asked for the pieces' sums
 	nones   int       // since the last piece
 	came    int       // pieces
 	perByte float64   // nanoseconds, averaged; 0 is unknown
@@ -159,6 +158,7 @@ func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, siz
 		return err
 	}
 	head, off := first, 0
+	note := pieceNote{peer: u.peer, verified: first.verified}
 	for {
 		if off+n > length || head.piece != first.piece {
 			return errors.New("data beyond the piece")
@@ -170,6 +170,7 @@ func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, siz
 			}
 			u.lastByte.Store(time.Now().UnixNano())
 			off, n = off+k, n-k
+			note.add(s.notes.seed, buf[:off], false)
 		}
 		if head.last {
 			break
@@ -181,7 +182,7 @@ func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, siz
 	if off != length {
 		return errors.New("piece is cut short")
 	}
-	note := pieceNote{peer: u.peer, sum: maphash.Bytes(s.notes.seed, buf), crc: crc32.Checksum(buf, castagnoli), verified: first.verified}
+	note.add(s.notes.seed, buf, true)
 	fresh := s.progress.claim(piece)
 	if fresh {
 		if _, err := s.w.WriteAt(buf, pieceAt(s.f.size, piece)); err != nil {

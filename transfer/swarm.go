@@ -209,6 +209,30 @@ func (s *swarm) fail(err error) {
 	}
 }
 
+// askSums has the holders of all tell the pieces' sums, once there are peers that could
+// contradict each other: telling them costs a holder reading the whole blob.
+func (s *swarm) askSums() {
+	known := 0
+	for _, u := range s.suppliers {
+		if u.known {
+			known++
+		}
+	}
+	if s.only != "" || s.f.pieces < minSummed || known < 2 {
+		return
+	}
+	for _, u := range s.suppliers {
+		if !u.whole || u.checks {
+			continue
+		}
+		select {
+		case u.out <- frame(kindCheck):
+			u.checks = true
+		default: // with the next news
+		}
+	}
+}
+
 // hangUp ends all sessions.
 func (s *swarm) hangUp() {
 	for _, u := range s.suppliers {
@@ -232,7 +256,7 @@ func (s *swarm) session(ctx context.Context, id string) {
 	defer conn.Close()
 	u := &supplier{peer: id, conn: conn, pieceSize: float64(pieceSize(s.f.size)), out: make(chan []byte, 2*maxAhead), have: newBitmap(s.f.pieces)}
 	u.lastByte.Store(time.Now().UnixNano())
-	u.out <- want{digest: s.f.digest, size: s.f.size, fetching: s.only == "", sums: s.only == "" && s.f.pieces >= minSummed}.encode()
+	u.out <- want{digest: s.f.digest, size: s.f.size, fetching: s.only == ""}.encode()
 	if s.post(ctx, func() { s.suppliers = append(s.suppliers, u); s.noteOrigin(u) }) != nil {
 		return
 	}
@@ -296,6 +320,7 @@ func (s *swarm) onHave(u *supplier, h have) {
 			}
 		}
 	}
+	s.askSums()
 	s.ask(u)
 }
 

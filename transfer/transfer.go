@@ -12,8 +12,8 @@
 // whose size follows from the blob's: pieceSize. Bitmaps have the first piece in the
 // lowest bit of the first byte.
 //
-//	 1 want   asker   flags (1: I pass on what I get; 2: tell me the pieces' sums),
-//	                  size (8 bytes), digest; first, once
+//	 1 want   asker   flags (1: I pass on what I get), size (8 bytes), digest; first,
+//	                  once
 //	 2 get    asker   piece (4 bytes)
 //	 3 next   asker   bitmap: send any one of these
 //	 4 ask    asker   digest of a blob whose size isn't known; first and only
@@ -24,6 +24,7 @@
 //	                  have all), digest: who asks a source for it? First, once
 //	 8 stand  asker   flags as of turn, now
 //	 9 rate   asker   bytes a second that it gets (8 bytes); after a delta
+//	10 check  asker   tell me the pieces' sums
 //	16 have   holder  state (0 nothing, end; 1 bitmap follows; 2 all; 3 busy, end);
 //	                  first, and anew when a fetch of the holder's has ended
 //	17 more   holder  pieces (4 bytes each) that have come since

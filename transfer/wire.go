@@ -35,15 +35,16 @@ const (
 
 // The kinds of frames; the numbers are on the wire and never get another meaning.
 const (
-	kindWant   = 1 // asker: flags, size, digest
-	kindGet    = 2 // asker: piece
-	kindNext   = 3 // asker: bitmap of pieces, any of which will do
-	kindAsk    = 4 // asker, first and only: digest of a blob whose size it doesn't know
-	kindDelta  = 5 // asker, first: flags, size, digest; opens a delta session
-	kindRead   = 6 // asker, in a delta session: offset, length
-	kindTurn   = 7 // asker, first: flags, digest; opens a session about who asks a source
-	kindStand  = 8 // asker, in such a session: flags
-	kindRate   = 9 // asker, in a delta session: how fast it gets bytes
+	kindWant   = 1  // asker: flags, size, digest
+	kindGet    = 2  // asker: piece
+	kindNext   = 3  // asker: bitmap of pieces, any of which will do
+	kindAsk    = 4  // asker, first and only: digest of a blob whose size it doesn't know
+	kindDelta  = 5  // asker, first: flags, size, digest; opens a delta session
+	kindRead   = 6  // asker, in a delta session: offset, length
+	kindTurn   = 7  // asker, first: flags, digest; opens a session about who asks a source
+	kindStand  = 8  // asker, in such a session: flags
+	kindRate   = 9  // asker, in a delta session: how fast it gets bytes
+	kindCheck  = 10 // asker: tell me the pieces' sums
 	kindHave   = 16
 	kindMore   = 17
 	kindPeers  = 18
@@ -66,7 +67,7 @@ type want struct {
 	digest   digest.Digest
 	size     int64
 	fetching bool // the asker passes on what it gets; others may be told
-	sums     bool // the asker wants to know the pieces' sums
+	packed   bool // in a delta: the asker can compress again
 }
 
 // Have says what the holder has.
@@ -117,6 +118,8 @@ func bodyLimit(kind byte) int {
 		return 1 + maxChunks*chunk.EntrySize
 	case kindRun:
 		return 1 + maxRun
+	case kindCheck:
+		return 0
 	case kindAsk:
 		return maxDigestLen
 	case kindSize, kindRate:
@@ -187,7 +190,7 @@ func (w want) encode() []byte {
 	if w.fetching {
 		b[0] = 1
 	}
-	if w.sums {
+	if w.packed {
 		b[0] |= 2
 	}
 	binary.BigEndian.PutUint64(b[1:], uint64(w.size))
@@ -198,7 +201,7 @@ func decodeWant(b []byte) (want, error) {
 	if len(b) < 9 {
 		return want{}, api.InvalidArgument("want frame of %d bytes", len(b))
 	}
-	w := want{fetching: b[0]&1 != 0, sums: b[0]&2 != 0, size: int64(binary.BigEndian.Uint64(b[1:])), digest: digest.Digest(b[9:])}
+	w := want{fetching: b[0]&1 != 0, packed: b[0]&2 != 0, size: int64(binary.BigEndian.Uint64(b[1:])), digest: digest.Digest(b[9:])}
 	if err := w.digest.Validate(); err != nil {
 		return want{}, api.InvalidArgument("want frame: digest: %w", err)
 	}

@@ -163,6 +163,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add(encodePiece(kindNone, noPiece))
 	f.Add(frame(kindSums, make([]byte, 32)...))
 	f.Add(frame(kindNext, newBitmap(8)...))
+	f.Add(frame(kindCheck))
 	f.Add(encodeAsk(digest.FromString("x")))
 	f.Add(encodeSize(noSize))
 	f.Add(delta{digest: digest.FromString("x"), size: 1 << 20, recipe: true}.encode())
