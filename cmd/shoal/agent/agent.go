@@ -26,6 +26,7 @@ import (
 	"github.com/shoal-engine/shoal/node/network"
 	"github.com/shoal-engine/shoal/node/supervisor"
 	"github.com/shoal-engine/shoal/transfer/p2p"
+	"github.com/shoal-engine/shoal/transfer/pace"
 	"github.com/shoal-engine/shoal/transfer/plugin"
 )
 
@@ -47,7 +48,8 @@ type Agent struct {
 	plugins  []*plugin.Plugin // other ways that images come
 	gateway  chan netip.Addr
 
-	control, bulk *p2p.Host // made of one key, on two ports
+	control, bulk *p2p.Host   // made of one key, on two ports
+	limits        pace.Limits // of what is fetched and served
 	cluster       *cluster.Cluster
 	policy        *access.Policy // who may have what
 	member        *tasks         // what a member of a cluster does
@@ -127,8 +129,11 @@ func (a *Agent) build(ctx context.Context) (err error) {
 		return fmt.Errorf("the node's identity: %w", err)
 	}
 	a.id = p2p.PeerID(a.key.Public().(ed25519.PublicKey))
+	if a.limits, err = a.cfg.Transfer.Limits(); err != nil {
+		return err
+	}
 	a.registry, err = registry.New(registry.Config{
-		Mirrors: a.cfg.Registry.Mirrors, Insecure: a.cfg.Registry.Insecure, UserAgent: "shoal/" + a.version, Logger: a.log,
+		Mirrors: a.cfg.Registry.Mirrors, Insecure: a.cfg.Registry.Insecure, Limit: a.limits.Conn, UserAgent: "shoal/" + a.version, Logger: a.log,
 	})
 	if err != nil {
 		return err

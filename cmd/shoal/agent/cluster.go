@@ -53,7 +53,7 @@ func (a *Agent) buildCluster() (err error) {
 	a.front = newFront(a.clusterHandler(), a.cluster.Reader())
 	a.policy = access.New(func() catalog.View { return a.cluster.Reader().View() }, a.images)
 	a.peers.now.Store(transfer.NewPeers(transfer.PeersConfig{
-		Self: a.id, Dial: func(ctx context.Context, id string) (net.Conn, error) { return a.bulk.Dial(ctx, id, transfer.Protocol) },
+		Self: a.id, Dial: a.dialBulk,
 		Locator: locator{a.front}, Members: a.members, Allow: a.mayServe, Chunks: filepath.Join(a.cfg.Data, "chunks"),
 		Logger: a.log, OnFetched: a.fetched,
 		OnWrongBytes: func(peer string, d digest.Digest, proven bool) {
@@ -61,6 +61,15 @@ func (a *Agent) buildCluster() (err error) {
 		},
 	}))
 	return nil
+}
+
+// dialBulk opens a stream for blobs to another node.
+func (a *Agent) dialBulk(ctx context.Context, id string) (net.Conn, error) {
+	conn, err := a.bulk.Dial(ctx, id, transfer.Protocol)
+	if err != nil {
+		return nil, err
+	}
+	return a.limits.Conn(conn), nil
 }
 
 func (a *Agent) host(port uint16, allow func(peerID, protocol string) bool) (*p2p.Host, error) {
@@ -120,6 +129,7 @@ func (a *Agent) runCluster(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("serve blobs: %w", err)
 	}
+	blobs = a.limits.Listener(blobs)
 	g, ctx := errgroup.WithContext(ctx)
 	a.member = newTasks(ctx)
 	g.Go(func() error { return server.Wrap(a.peerHandler(), a.log).Run(ctx, calls) })

@@ -15,6 +15,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"github.com/shoal-engine/shoal/transfer/pace"
 	"github.com/shoal-engine/shoal/transfer/plugin"
 
 	"github.com/shoal-engine/shoal/node/image/registry"
@@ -46,6 +47,7 @@ type Config struct {
 	Ports       Ports     `toml:"ports"`
 	Network     Network   `toml:"network"`
 	DNS         DNS       `toml:"dns"`
+	Transfer    Transfer  `toml:"transfer"`
 	Transport   Transport `toml:"transport"`
 	Registry    Registry  `toml:"registry"`
 	Log         Log       `toml:"log"`
@@ -135,6 +137,27 @@ func (d Distribution) validate(bad func(setting, format string, a ...any)) {
 	case !addr.Addr().IsLoopback() && set == 0:
 		bad("distribution.listen", "%q can be reached from other hosts: set cert, key and client_ca, so that only clients with a certificate are served, or listen on 127.0.0.1", d.Listen)
 	}
+}
+
+// Transfer bounds what image layers take of the links: "100mbit" or "12.5MB" a second,
+// with other nodes and registries together; empty is no limit. Control traffic isn't
+// counted and never waits.
+type Transfer struct {
+	Upload   string `toml:"upload"`
+	Download string `toml:"download"`
+}
+
+// Limits are the settings as what keeps to them.
+func (t Transfer) Limits() (pace.Limits, error) {
+	up, err := pace.Parse(t.Upload)
+	if err != nil {
+		return pace.Limits{}, fmt.Errorf("setting transfer.upload: %w", err)
+	}
+	down, err := pace.Parse(t.Download)
+	if err != nil {
+		return pace.Limits{}, fmt.Errorf("setting transfer.download: %w", err)
+	}
+	return pace.Limits{Up: pace.New(up), Down: pace.New(down)}, nil
 }
 
 // Transport is what carries blobs besides the cluster's nodes and registries.
@@ -310,6 +333,9 @@ func (c Config) Validate() error {
 		}
 	}
 	c.Distribution.validate(bad)
+	if _, err := c.Transfer.Limits(); err != nil {
+		errs = append(errs, err)
+	}
 	c.Transport.validate(bad)
 	switch c.Log.Level {
 	case "debug", "info", "warn", "error":

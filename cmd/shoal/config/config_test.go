@@ -28,6 +28,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		"[transport]\nplugins = [\"a\", \"a\"]":                          "there twice",
 		"[transport]\nplugin_dir = \"x\"":                                "setting transport.plugin_dir",
 		"[transport.settings.a]\nx = \"y\"":                              "has no \"a\"",
+		"[transfer]\nupload = \"fast\"":                                  "setting transfer.upload",
+		"[transfer]\ndownload = \"8kbit\"":                               "at least 64kbit",
 		"[dns]\nlisten = [\"53\"]":                                       "setting dns",
 		"[registry]\ninsecure = [\"http://a\"]":                          "setting registry.insecure",
 		"[registry.mirrors]\na = [\"ftp://b\"]":                          "setting registry.mirrors",

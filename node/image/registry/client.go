@@ -30,6 +30,8 @@ type Config struct {
 	Insecure []string
 	// Dial opens connections; nil is a net.Dialer's.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Limit, if set, keeps connections within a rate.
+	Limit func(net.Conn) net.Conn
 	// Roots vouch for certificates; nil is the host's own.
 	Roots     *x509.CertPool
 	UserAgent string
@@ -72,6 +74,15 @@ func New(cfg Config) (*Client, error) {
 	}
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	}
+	if dial, limit := cfg.Dial, cfg.Limit; limit != nil {
+		cfg.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return limit(conn), nil
+		}
 	}
 	if cfg.Pause == 0 {
 		cfg.Pause = 250 * time.Millisecond
