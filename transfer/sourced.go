@@ -2,7 +2,6 @@ package transfer
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -165,44 +164,3 @@ func (w *sourced) Commit(context.Context) error { return nil }
 // Close and Abort leave what was written to the fetch.
 func (w *sourced) Close() error { return nil }
 func (w *sourced) Abort() error { return nil }
-
-// onSourced notes a piece that came from a source.
-func (s *swarm) onSourced(piece int) {
-	if !s.missing.has(piece) {
-		return
-	}
-	s.missing.unset(piece)
-	s.left--
-	s.top = max(s.top, piece+1)
-	s.done += int64(pieceLen(s.f.size, piece))
-	s.lastNews = time.Now()
-	if s.done > s.reported {
-		s.reported = s.done
-		s.report(s.done)
-	}
-}
-
-// onNobody is told why the source didn't give the blob, once nobody else can get it
-// either: what peers have is all there will be.
-func (s *swarm) onNobody(failed error) {
-	if slices.ContainsFunc(s.suppliers, func(u *supplier) bool { return u.whole || len(u.asked) > 0 }) {
-		s.located = true
-		return
-	}
-	s.fail(failed)
-}
-
-// isServed says whether any of some peers, or one that has all, gives what it has.
-func (s *swarm) isServed(by []string) bool {
-	return slices.ContainsFunc(s.suppliers, func(u *supplier) bool {
-		return u.known && (u.whole || slices.Contains(by, u.peer))
-	})
-}
-
-// later hands an event to the loop if it has room. It is for what will be said again.
-func (s *swarm) later(event func()) {
-	select {
-	case s.events <- event:
-	default:
-	}
-}

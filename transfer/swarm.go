@@ -334,44 +334,6 @@ func (s *swarm) onMore(u *supplier, pieces []int) {
 	s.ask(u)
 }
 
-// onHas notes that a peer has one more piece.
-func (s *swarm) onHas(u *supplier, piece int) {
-	if u.have.has(piece) {
-		return
-	}
-	u.have.set(piece)
-	if !u.chooses() {
-		s.avail[piece]++
-	}
-}
-
-// onOrigins is told which peers get the blob from outside.
-func (s *swarm) onOrigins(ids []string) {
-	s.origins = ids
-	for _, u := range s.suppliers {
-		s.noteOrigin(u)
-	}
-}
-
-// noteOrigin notes whether a peer gets the blob from outside.
-func (s *swarm) noteOrigin(u *supplier) {
-	origin := slices.Contains(s.origins, u.peer)
-	if u.whole || origin == u.origin {
-		u.origin = origin
-		return
-	}
-	u.origin = origin
-	for i := range s.f.pieces {
-		switch {
-		case !u.have.has(i):
-		case origin:
-			s.avail[i]--
-		default:
-			s.avail[i]++
-		}
-	}
-}
-
 // onBegun notes which piece a peer chose, or catches one that sends what it likes.
 func (s *swarm) onBegun(u *supplier, piece int) {
 	if len(u.asked) == 0 {
@@ -403,17 +365,6 @@ func (s *swarm) onNone(u *supplier) {
 		return
 	}
 	s.askAll()
-}
-
-// onLacks notes that a peer hasn't got a piece that it had.
-func (s *swarm) onLacks(u *supplier, piece int) {
-	if u.whole || !u.have.has(piece) {
-		return
-	}
-	u.have.unset(piece)
-	if !u.origin {
-		s.avail[piece]--
-	}
 }
 
 // answered takes the request off that a peer has answered.

@@ -50,6 +50,7 @@ type taker struct {
 	stop   context.CancelFunc // ends the asking
 	came   atomic.Int64       // bytes from the source since the last beat
 	served atomic.Bool        // peers give, or are about to
+	fed    atomic.Bool        // those give whom the desk named
 }
 
 func newTaker(t *through, f *fetch, s *swarm, dst Store, want ocispec.Descriptor) *taker {
@@ -100,7 +101,11 @@ func (k *taker) pause(ctx context.Context, d time.Duration) bool {
 
 // seek opens a session with the first desk that answers. This node's own always does.
 func (k *taker) seek(ctx context.Context, wg *sync.WaitGroup, lost map[string]time.Time) (net.Conn, string) {
-	first := turn{digest: k.f.digest, stand: k.stands()}.encode()
+	now := k.stands()
+	if now&standAsking == 0 && !k.fed.Load() && !k.isHere() {
+		now &^= standServed
+	}
+	first := turn{digest: k.f.digest, stand: now}.encode()
 	if conn, id := k.seekOthers(ctx, wg, lost); conn != nil {
 		conn.SetWriteDeadline(time.Now().Add(seekOne))
 		if _, err := conn.Write(first); err == nil {
@@ -245,7 +250,10 @@ func (k *taker) stands() stand {
 	} else {
 		got = k.served.Load()
 		named := k.named
-		k.s.later(func() { k.served.Store(k.s.isServed(named)) })
+		k.s.later(func() {
+			k.served.Store(k.s.isServed(named))
+			k.fed.Store(k.s.isFed(named))
+		})
 	}
 	if k.failed != nil {
 		s |= standCannot

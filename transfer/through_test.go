@@ -299,7 +299,7 @@ func TestThroughTurnPasses(t *testing.T) {
 					})
 				}
 				lost := <-first
-				time.Sleep(1500 * time.Millisecond) // half of it
+				<-time.After(1500 * time.Millisecond) // half of it
 				lose(c, o, lost, ctxs[lost])
 				wg.Wait()
 				for _, id := range ids {
@@ -368,7 +368,7 @@ func TestThroughForbidden(t *testing.T) {
 		o := newOutside(4<<20, b)
 		go func() {
 			// Not the first, so that it has somebody to wait for.
-			time.Sleep(100 * time.Millisecond)
+			<-time.After(100 * time.Millisecond)
 			requireAll(t, c.through(t.Context(), o, d, "n2"), 1)
 		}()
 		start := time.Now()
@@ -410,7 +410,7 @@ func TestThroughDeskDies(t *testing.T) {
 				defer cancel()
 				// One comes when the first knows nothing any more.
 				go func() {
-					time.Sleep(3500 * time.Millisecond)
+					<-time.After(3500 * time.Millisecond)
 					c.through(ctx, o, d, others[4])
 				}()
 				requireAll(t, c.through(ctx, o, d, others[:4]...), 4)
@@ -489,5 +489,19 @@ func TestThroughNarrow(t *testing.T) {
 		t.Logf("%v; the one that asked sent %.2f copies", took, float64(sent)/float64(len(b)))
 		require.Less(t, took, 6500*time.Millisecond, "size/rate is 4 s")
 		require.Less(t, float64(sent)/float64(len(b)), 1.5)
+	})
+}
+
+// TestThroughMany: more nodes than the one that asks serves at a time don't lose patience.
+func TestThroughMany(t *testing.T) {
+	ids := names(40)
+	bubble(t, ids, func(t *testing.T, c *cluster) {
+		c.shaped(lan)
+		b, d := storetest.Blob(t, 8<<20)
+		o := newOutside(1<<20, b)
+		start := time.Now()
+		requireAll(t, c.through(t.Context(), o, d, ids...), len(ids))
+		require.Equal(t, int64(len(b)), o.total(), "%v", o.gave)
+		require.Less(t, time.Since(start), 10*time.Second, "size/rate is 8 s")
 	})
 }
