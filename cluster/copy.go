@@ -30,8 +30,8 @@ const (
 
 // CopyDetail is the aux field of a line about a copy.
 type CopyDetail struct {
-	// Peers is how many bytes came from which node, as far as the blobs that have
-	// come whole; nothing is known of those from registries.
+	// Peers is how many bytes have come from which node so far, as they were on the
+	// wire; nothing is known of those from registries.
 	Peers map[string]int64 `json:"peers,omitempty"`
 	// Final says that no line about this node follows.
 	Final bool `json:"final,omitempty"`
@@ -178,16 +178,8 @@ type tally struct {
 
 // add takes a line of the node's in; ok means that there is something new to tell.
 func (t *tally) add(p api.Progress) (line api.Progress, ok bool) {
+	fresh := t.attribute(p)
 	switch {
-	case p.Aux != nil:
-		var d CopyDetail
-		if json.Unmarshal(*p.Aux, &d) != nil || len(d.Peers) == 0 {
-			return line, false
-		}
-		t.peers = map[string]int64{}
-		for id, bytes := range d.Peers {
-			t.peers[t.name(id)] += bytes
-		}
 	case p.Progress != nil && p.Status == "Downloading":
 		t.layers[p.ID] = *p.Progress
 	case p.Status == "Download complete":
@@ -197,7 +189,7 @@ func (t *tally) add(p api.Progress) (line api.Progress, ok bool) {
 	case strings.HasPrefix(p.Status, "Status: Image is up to date"):
 		t.current = true
 		return line, false
-	default:
+	case !fresh:
 		return line, false
 	}
 	line = copyLine(t.node, copyRunning, nil)
@@ -207,6 +199,19 @@ func (t *tally) add(p api.Progress) (line api.Progress, ok bool) {
 	sum := t.sum()
 	line.Progress = &sum
 	return line, true
+}
+
+// attribute takes in who sent how much, if a line says so.
+func (t *tally) attribute(p api.Progress) bool {
+	var d CopyDetail
+	if p.Aux == nil || json.Unmarshal(*p.Aux, &d) != nil || len(d.Peers) == 0 {
+		return false
+	}
+	t.peers = map[string]int64{}
+	for id, bytes := range d.Peers {
+		t.peers[t.name(id)] += bytes
+	}
+	return true
 }
 
 // sum is of the layers whose fetch has begun: the rest's sizes are not known yet.

@@ -23,6 +23,7 @@ func TestTallyOfACopy(t *testing.T) {
 		{api.Progress{ID: "l1", Status: "Extracting", Progress: &jsonstream.Progress{Current: 1, Total: 100}}, 0, 0},
 		{api.Progress{ID: "l1", Status: "Download complete"}, 105, 150},
 		{api.Progress{Aux: &aux}, 105, 150},
+		{api.Progress{ID: "l2", Status: "Downloading", Progress: &jsonstream.Progress{Current: 20, Total: 50}, Aux: &aux}, 120, 150},
 		{api.Progress{ID: "l2", Status: "Download complete"}, 150, 150},
 	}
 	var last api.Progress

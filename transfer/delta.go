@@ -53,7 +53,7 @@ func (f *fetch) delta(ctx context.Context, dst Store, w Writer, g *progress, rep
 	}
 	defer d.close()
 	giver = d.holders[0].id
-	f.bytes[giver] += int64(d.wire)
+	f.count(giver, int64(d.wire))
 	return giver, d.run(ctx, r)
 }
 

@@ -180,7 +180,7 @@ func (d *patch) gather(ctx context.Context) error {
 	for a := range results {
 		if failed == nil && d.from[a.first].kind != originDone { // else it is a second copy
 			if a.peer != "" {
-				d.f.bytes[a.peer] += int64(a.wire)
+				d.f.count(a.peer, int64(a.wire))
 			}
 			if failed = d.put(a); failed != nil {
 				cancel()

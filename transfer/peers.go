@@ -45,6 +45,9 @@ type PeersConfig struct {
 	// OnFetched, if set, is told of every blob that was fetched, how many bytes of it
 	// each peer sent, and how long it took. It must not block.
 	OnFetched func(d digest.Digest, size int64, byPeer map[string]int64, took time.Duration)
+	// OnBytes, if set, is told while a blob is fetched of bytes that a peer sent, as they
+	// were on the wire; an attempt that has to be repeated counts too. It must not block.
+	OnBytes func(d digest.Digest, peerID string, bytes int64)
 	// OnWrongBytes, if set, is told of a peer that sent bytes which aren't the blob's.
 	// proven says that the peer claimed to have verified them; else it may itself have
 	// been lied to. It must not block.
@@ -241,6 +244,14 @@ func (f *fetch) attempt(ctx context.Context, dst Store, want ocispec.Descriptor,
 		}
 	}
 	return n, err
+}
+
+// count notes what came from a peer.
+func (f *fetch) count(peer string, bytes int64) {
+	f.bytes[peer] += bytes
+	if f.p.cfg.OnBytes != nil {
+		f.p.cfg.OnBytes(f.digest, peer, bytes)
+	}
 }
 
 // open makes known what there is of the blob, and that more is to come. The caller must

@@ -34,6 +34,7 @@ type node struct {
 
 	mu    sync.Mutex
 	from  map[string]int64  // of the last fetch
+	heard map[string]int64  // bytes by peer, told while they came
 	liars map[string]string // peer -> "proven" or "unproven"
 	stop  context.CancelFunc
 }
@@ -50,7 +51,7 @@ type cluster struct {
 func newCluster(t *testing.T, ids ...string) *cluster {
 	c := &cluster{t: t, net: memory.NewNetwork(), nodes: map[string]*node{}}
 	for _, id := range ids {
-		n := &node{host: c.net.Host(id), store: storetest.Memory(), chunks: filepath.Join(t.TempDir(), id), liars: map[string]string{}}
+		n := &node{host: c.net.Host(id), store: storetest.Memory(), chunks: filepath.Join(t.TempDir(), id), liars: map[string]string{}, heard: map[string]int64{}}
 		n.peers = transfer.NewPeers(transfer.PeersConfig{
 			Self: id, Chunks: n.chunks,
 			Dial: func(ctx context.Context, peer string) (net.Conn, error) {
@@ -68,6 +69,11 @@ func newCluster(t *testing.T, ids ...string) *cluster {
 				n.mu.Lock()
 				defer n.mu.Unlock()
 				n.from = by
+			},
+			OnBytes: func(_ digest.Digest, peer string, bytes int64) {
+				n.mu.Lock()
+				defer n.mu.Unlock()
+				n.heard[peer] += bytes
 			},
 			OnWrongBytes: func(peer string, _ digest.Digest, proven bool) {
 				n.mu.Lock()
@@ -218,6 +224,7 @@ func TestPeerDiesMidway(t *testing.T) {
 				require.NoError(t, c.nodes["c"].fetch(d))
 				require.Less(t, time.Since(start), 2*time.Second+time.Second, "size/rate, and under a second to replace it")
 				require.Equal(t, []string{"a", "b"}, slices.Sorted(maps.Keys(c.nodes["c"].from)))
+				require.Equal(t, c.nodes["c"].from, c.nodes["c"].heard)
 			})
 		})
 	}

@@ -387,7 +387,7 @@ func (s *swarm) onPiece(u *supplier, piece int, fresh bool, n pieceNote) {
 		s.top = max(s.top, piece+1)
 		s.done += int64(length)
 		s.notes.sums[piece] = n
-		s.f.bytes[u.peer] += int64(length)
+		s.f.count(u.peer, int64(length))
 		s.lastNews, s.last = now, now
 		s.got++
 		if s.doubtful(piece) {

@@ -55,7 +55,7 @@ func (a *Agent) buildCluster() (err error) {
 	a.peers.now.Store(transfer.NewPeers(transfer.PeersConfig{
 		Self: a.id, Dial: a.dialBulk,
 		Locator: locator{a.front}, Members: a.members, Allow: a.mayServe, Chunks: filepath.Join(a.cfg.Data, "chunks"),
-		Logger: a.log, OnFetched: a.fetched,
+		Logger: a.log, OnFetched: a.fetched, OnBytes: a.sources.count,
 		OnWrongBytes: func(peer string, d digest.Digest, proven bool) {
 			a.log.Error("a peer sent bytes that are not the blob's", "peer", a.nodeName(peer), "digest", d, "proven", proven)
 		},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
@@ -53,8 +54,10 @@ func imageCopyCommand(g *globals) *cobra.Command {
 		Long: `Bring an image to nodes before they need it.
 
 Nodes that fetch at the same time get most of it from each other. A node that fails
-doesn't keep others from finishing. With --json, every line is a JSON object with the
-node's name as "id".
+doesn't keep others from finishing. On a terminal every node has a line that says how
+much has come, how fast, and from whom. With --json, every update is a line, a JSON
+object with the node's name as "id", how far it is as "progressDetail", and the bytes
+that came from each peer so far as "peers" in "aux".
 
 Exit code 1: at least one node doesn't have the image.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -83,14 +86,14 @@ func (g *globals) copyDisplay(out io.Writer) func(node string, p api.Progress) {
 		e.SetEscapeHTML(false)
 		return func(_ string, p api.Progress) { _ = e.Encode(p) } // a closed pipe ends the program anyway
 	case isTerminal(out):
-		rows := &liveRows{out: out}
-		return func(node string, p api.Progress) { rows.show(node, copyText(p)) }
+		rows, rates := &liveRows{out: out}, rates{}
+		return func(node string, p api.Progress) { rows.show(node, copyText(p, rates.of(node, p, time.Now()))) }
 	}
 	told := map[string]string{}
 	return func(node string, p api.Progress) {
 		if told[node] != p.Status {
 			told[node] = p.Status
-			fmt.Fprintln(out, node+"\t"+copyText(p))
+			fmt.Fprintln(out, node+"\t"+copyText(p, 0))
 		}
 	}
 }
@@ -135,14 +138,17 @@ func showCopy(s api.Stream[api.Progress], show func(node string, p api.Progress)
 	return nil
 }
 
-// copyText is one node's row.
-func copyText(p api.Progress) string {
+// copyText is one node's row; a rate of 0 isn't shown.
+func copyText(p api.Progress, rate float64) string {
 	words := []string{p.Status}
 	if p.Error != nil {
 		return p.Status + ": " + p.Error.Message
 	}
 	if p.Progress != nil && p.Progress.Total > 0 {
 		words = append(words, units.HumanSize(float64(p.Progress.Current))+"/"+units.HumanSize(float64(p.Progress.Total)))
+	}
+	if rate > 0 {
+		words = append(words, units.HumanSize(rate)+"/s")
 	}
 	if from := peersText(detailOf(p).Peers); from != "" {
 		words = append(words, "from "+from)

@@ -7,10 +7,13 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
+
+	"github.com/shoal-engine/shoal/api"
 )
 
 // isTerminal says whether somebody may be looking.
@@ -85,4 +88,41 @@ func peersText(peers map[string]int64) string {
 		words[i] = n + " " + units.HumanSize(float64(peers[n]))
 	}
 	return strings.Join(words, ", ")
+}
+
+// rateWindow is the time that a rate is the mean of: long enough not to flicker.
+const rateWindow = 2 * time.Second
+
+// rates are how fast nodes get on, by name.
+type rates map[string][]sample
+
+// sample is how much of a job was done at a moment.
+type sample struct {
+	at   time.Time
+	done int64
+}
+
+// of is how many bytes a second came to a node lately; 0 if that can't be told yet. For
+// a job that is done it is the mean of all of it.
+func (r rates) of(node string, p api.Progress, now time.Time) float64 {
+	if p.Progress == nil {
+		return 0
+	}
+	all := append(r[node], sample{now, p.Progress.Current})
+	from := all[0]
+	if !detailOf(p).Final {
+		// The oldest stays for the mean; of the others those outside of the window go.
+		for len(all) > 2 && now.Sub(all[1].at) > rateWindow {
+			all = slices.Delete(all, 1, 2)
+		}
+		if len(all) > 2 {
+			from = all[1]
+		}
+	}
+	r[node] = all
+	took := now.Sub(from.at).Seconds()
+	if took <= 0 || p.Progress.Current <= from.done {
+		return 0
+	}
+	return float64(p.Progress.Current-from.done) / took
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/stretchr/testify/require"
@@ -51,4 +52,28 @@ func TestCopyEnds(t *testing.T) {
 	require.Contains(t, out.String(), "b\tFailed: no room")
 	require.ErrorContains(t, showCopy(copied(t, waiting), show), "broke off before node a")
 	require.EqualError(t, showCopy(copied(t, api.Progress{Error: &jsonstream.Error{Message: "lost"}}), show), "lost")
+}
+
+func TestRates(t *testing.T) {
+	r, start := rates{}, time.Now()
+	at := func(ms int, done int64, more ...string) float64 {
+		p := api.Progress{ID: "a", Progress: &jsonstream.Progress{Current: done, Total: 100_000}}
+		for _, aux := range more {
+			raw := json.RawMessage(aux)
+			p.Aux = &raw
+		}
+		return r.of("a", p, start.Add(time.Duration(ms)*time.Millisecond))
+	}
+	require.Zero(t, r.of("a", api.Progress{ID: "a", Status: "Waiting"}, start))
+	require.Zero(t, at(0, 0), "nothing to compare with")
+	require.InDelta(t, 1000, at(1000, 1000), 1)
+	require.InDelta(t, 1000, at(2000, 2000), 1)
+	require.InDelta(t, 5000, at(4000, 10_000), 2000, "what is long ago counts no more")
+	require.InDelta(t, 10_000, at(6000, 30_000), 1)
+	require.InDelta(t, 5000, at(20_000, 100_000, `{"final":true}`), 1, "in the end the mean of all")
+	require.LessOrEqual(t, len(r["a"]), 4)
+	require.Equal(t, "Copying  1kB/2kB  3.5MB/s  from x 1kB", copyText(api.Progress{
+		Status: "Copying", Progress: &jsonstream.Progress{Current: 1000, Total: 2000},
+		Aux: func() *json.RawMessage { raw := json.RawMessage(`{"peers":{"x":1000}}`); return &raw }(),
+	}, 3.5e6))
 }
