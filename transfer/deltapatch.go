@@ -134,7 +134,7 @@ func (d *patch) run(ctx context.Context, r *race) error {
 		err = e
 	}
 	d.f.p.log.Info("blob made from others", "digest", d.f.digest.Encoded()[:12], "bytes", d.f.size,
-		"compressor", d.recipe.packing.method, "here", d.local, "lacked", missing, "moved", d.f.moved(), "err", err)
+		"compressor", d.recipe.packing.method, "rate", int64(r.rate), "here", d.local, "lacked", missing, "moved", d.f.moved(), "err", err)
 	return err
 }
 

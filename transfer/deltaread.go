@@ -23,8 +23,9 @@ const (
 	deltaPatience = 500 * time.Millisecond
 	// recipeTime is how long a holder may take to cut a blob, at the least.
 	recipeTime = 3 * time.Second
-	// recipePause is how long it may take before another one is asked, too.
-	recipePause = time.Second
+	// recipePause is how long it may take before another one is asked, too, which may
+	// have cut it already; each further one is asked after twice as long.
+	recipePause = headStart / 4
 	// recipeRate is how many bytes a second a holder is expected to unpack and cut.
 	recipeRate = 20 << 20
 	// silence is how long a holder may send nothing of what it was asked for; unpacking
@@ -90,7 +91,7 @@ func (f *fetch) askRecipe(ctx context.Context) ([]*holder, answer) {
 		}
 		var more <-chan time.Time
 		if asked < len(ids) {
-			more = time.After(recipePause)
+			more = time.After(recipePause << (asked - 1))
 		}
 		select {
 		case a := <-answers:

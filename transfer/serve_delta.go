@@ -160,7 +160,7 @@ func (s *session) serveReads(r *bufio.Reader, content io.ReaderAt, size int64) e
 
 const (
 	// slowLink is up to how many bytes a second what moves is compressed in any case.
-	slowLink = 50e6
+	slowLink = 100e6
 	// tryAgain is after how many runs that went as they are one is compressed again.
 	tryAgain = 16
 )

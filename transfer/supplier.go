@@ -31,6 +31,10 @@ type supplier struct {
 	perByte float64   // nanoseconds, averaged; 0 is unknown
 	since   time.Time // when the front of asked came to be the front
 
+	span   int       // bytes read since spanAt; the reader's own, as what follows
+	spanAt time.Time // zero: not begun
+	peak   float64   // the most bytes a second over a span
+
 	lastByte atomic.Int64 // UnixNano of the last arrival, or of the first request of several
 }
 
@@ -144,6 +148,26 @@ func (u *supplier) handle(ctx context.Context, s *swarm, kind byte, body []byte)
 	return errors.New("unexpected frame")
 }
 
+// peakSpan is over how many bytes a rate is taken: more than a link lets through in one
+// burst, and few enough that not all of them meet a busy processor.
+const peakSpan = 512 << 10
+
+// clock notes how fast bytes come.
+func (u *supplier) clock(n int) {
+	if u.spanAt.IsZero() {
+		u.spanAt = time.Now()
+		return
+	}
+	if u.span += n; u.span < peakSpan {
+		return
+	}
+	now := time.Now()
+	if took := now.Sub(u.spanAt); took > 0 {
+		u.peak = max(u.peak, float64(u.span)/took.Seconds())
+	}
+	u.span, u.spanAt = 0, now
+}
+
 // readPiece reads the frames of a piece, the first of which has begun, and writes it.
 func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, size int) error {
 	first, n, err := readDataHead(r, size, s.f.pieces)
@@ -169,6 +193,7 @@ func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, siz
 				return unexpected(err)
 			}
 			u.lastByte.Store(time.Now().UnixNano())
+			u.clock(k)
 			off, n = off+k, n-k
 			note.add(s.notes.seed, buf[:off], false)
 		}
@@ -191,7 +216,11 @@ func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, siz
 		}
 		s.progress.add(piece)
 	}
-	return s.post(ctx, func() { s.onPiece(u, piece, fresh, note) })
+	peak := u.peak
+	return s.post(ctx, func() {
+		s.peak = max(s.peak, peak)
+		s.onPiece(u, piece, fresh, note)
+	})
 }
 
 // nextData reads up to the content of the next data frame; news may come between.

@@ -111,6 +111,7 @@ type swarm struct {
 	got    int       // pieces that came
 	began  time.Time // when a peer first said what it has
 	last   time.Time // when the last piece came
+	peak   float64   // bytes a second of the fastest peer at its fastest
 }
 
 func newSwarm(f *fetch, g *progress, w Writer, only string, report func(int64), n *notes) *swarm {
@@ -176,9 +177,9 @@ func (s *swarm) run(ctx context.Context) error {
 // rate is how many bytes a second came; 0 if that isn't known.
 func (s *swarm) rate() float64 {
 	if took := s.last.Sub(s.began); took > 0 && s.got > 0 {
-		return float64(int64(s.got)*pieceSize(s.f.size)) / took.Seconds()
+		return max(s.peak, float64(int64(s.got)*pieceSize(s.f.size))/took.Seconds())
 	}
-	return 0
+	return s.peak
 }
 
 // sampled says whether as many pieces as are wanted are here or under way.
