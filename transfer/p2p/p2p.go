@@ -61,7 +61,10 @@ type Config struct {
 	// Window bounds the bytes in flight of one stream in each direction; 4 MiB if zero,
 	// 256 KiB at the least. It starts at 256 KiB and grows on links that need it.
 	Window uint32
-	Logger *slog.Logger // nil discards
+	// Background is for hosts whose traffic can wait: their connections keep queues
+	// short, so that other traffic on the same links isn't delayed.
+	Background bool
+	Logger     *slog.Logger // nil discards
 }
 
 // Host opens and accepts streams. Its methods may be called concurrently.
@@ -128,7 +131,7 @@ func New(cfg Config) (*Host, error) {
 		listeners: map[string]*listener{},
 		strangers: map[network.Conn]*time.Timer{},
 	}
-	if err := h.start(key, cfg.Window); err != nil {
+	if err := h.start(key, cfg); err != nil {
 		return nil, err
 	}
 	for _, a := range addrs {
@@ -141,7 +144,7 @@ func New(cfg Config) (*Host, error) {
 }
 
 // start builds the stack: swarm over TCP, TLS and yamux.
-func (h *Host) start(key crypto.PrivKey, window uint32) error {
+func (h *Host) start(key crypto.PrivKey, cfg Config) error {
 	store, err := pstoremem.NewPeerstore()
 	if err != nil {
 		return fmt.Errorf("p2p: peer store: %w", err)
@@ -161,7 +164,7 @@ func (h *Host) start(key crypto.PrivKey, window uint32) error {
 		return fmt.Errorf("p2p: %w", err)
 	}
 	h.swarm, h.store = sw, store
-	if err := h.addTransport(key, window); err != nil {
+	if err := h.addTransport(key, cfg); err != nil {
 		h.Close()
 		return err
 	}
@@ -170,8 +173,8 @@ func (h *Host) start(key crypto.PrivKey, window uint32) error {
 	return nil
 }
 
-func (h *Host) addTransport(key crypto.PrivKey, window uint32) error {
-	muxers := []upgrader.StreamMuxer{{ID: libyamux.ID, Muxer: muxer(window)}}
+func (h *Host) addTransport(key crypto.PrivKey, cfg Config) error {
+	muxers := []upgrader.StreamMuxer{{ID: libyamux.ID, Muxer: muxer(cfg.Window)}}
 	security, err := libp2ptls.New(libp2ptls.ID, key, muxers)
 	if err != nil {
 		return fmt.Errorf("p2p: TLS: %w", err)
@@ -180,6 +183,9 @@ func (h *Host) addTransport(key crypto.PrivKey, window uint32) error {
 		upgrader.WithAcceptTimeout(dialTimeout))
 	if err != nil {
 		return fmt.Errorf("p2p: upgrader: %w", err)
+	}
+	if cfg.Background {
+		up = backgrounder{up, h}
 	}
 	// Port reuse would let two agents bind one port without an error.
 	t, err := tcp.NewTCPTransport(up, h.limits, nil, tcp.DisableReuseport(), tcp.WithConnectionTimeout(dialTimeout))

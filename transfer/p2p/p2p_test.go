@@ -21,12 +21,17 @@ const proto = "/test/1"
 
 func newHost(t testing.TB, allow func(peer, protocol string) bool) *Host {
 	t.Helper()
+	return newHostWith(t, Config{Allow: allow})
+}
+
+func newHostWith(t testing.TB, cfg Config) *Host {
+	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
-	if allow == nil {
-		allow = func(string, string) bool { return true }
+	if cfg.Key, cfg.Listen = key, []string{"127.0.0.1:0"}; cfg.Allow == nil {
+		cfg.Allow = func(string, string) bool { return true }
 	}
-	h, err := New(Config{Key: key, Listen: []string{"127.0.0.1:0"}, Allow: allow})
+	h, err := New(cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() { h.Close() })
 	require.Equal(t, PeerID(key.Public().(ed25519.PublicKey)), h.ID())

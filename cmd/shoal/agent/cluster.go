@@ -36,10 +36,10 @@ const apiProtocol = "/shoal/api/1"
 // into one.
 func (a *Agent) buildCluster() (err error) {
 	allow := func(peerID, protocol string) bool { return a.cluster.Allow(peerID, protocol) }
-	if a.control, err = a.host(a.cfg.Ports.Control, allow); err != nil {
+	if a.control, err = a.host(a.cfg.Ports.Control, allow, false); err != nil {
 		return fmt.Errorf("listen to other nodes, setting ports.control: %w", err)
 	}
-	if a.bulk, err = a.host(a.cfg.Ports.Bulk, allow); err != nil {
+	if a.bulk, err = a.host(a.cfg.Ports.Bulk, allow, true); err != nil {
 		return fmt.Errorf("listen to other nodes, setting ports.bulk: %w", err)
 	}
 	pool, err := netip.ParsePrefix(a.cfg.Network.Pool)
@@ -72,8 +72,8 @@ func (a *Agent) dialBulk(ctx context.Context, id string) (net.Conn, error) {
 	return a.limits.Conn(conn), nil
 }
 
-func (a *Agent) host(port uint16, allow func(peerID, protocol string) bool) (*p2p.Host, error) {
-	return p2p.New(p2p.Config{Key: a.key, Listen: []string{a.address(port)}, Allow: allow, Logger: a.log})
+func (a *Agent) host(port uint16, allow func(peerID, protocol string) bool, background bool) (*p2p.Host, error) {
+	return p2p.New(p2p.Config{Key: a.key, Listen: []string{a.address(port)}, Allow: allow, Background: background, Logger: a.log})
 }
 
 func (a *Agent) address(port uint16) string {
