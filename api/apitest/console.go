@@ -302,9 +302,12 @@ func (c *console) logs(ctx context.Context, o api.LogsOptions, alive func() bool
 	go func() {
 		defer out.end()
 		for {
+			c.mu.Lock()
+			changed := c.changed // before asking, so that the end isn't missed
+			c.mu.Unlock()
 			running := alive() // before looking, so that the last lines aren't missed
 			c.mu.Lock()
-			lines, changed := c.lines[next:], c.changed
+			lines := c.lines[next:]
 			next = len(c.lines)
 			c.mu.Unlock()
 			for _, l := range lines {

@@ -13,15 +13,21 @@ import (
 type upload struct {
 	body       io.Reader
 	connection *http.ResponseController
+	linger     func()
 	mu         sync.Mutex    // held while reading
 	stop       chan struct{} // closed: no further read begins
 }
 
 // upload switches the call to full duplex and gives its body; end must be called
-// before the handler returns.
+// before the handler returns. The connection takes no other request: where a read of
+// the body was cut short, what follows couldn't be told from one.
 func (c *call) upload() *upload {
 	c.fullDuplex()
-	return &upload{body: c.r.Body, connection: http.NewResponseController(c.w), stop: make(chan struct{})}
+	c.w.Header().Set("Connection", "close")
+	return &upload{
+		body: c.r.Body, connection: http.NewResponseController(c.w), stop: make(chan struct{}),
+		linger: func() { closeInOrder(c.r.Context()) },
+	}
 }
 
 func (u *upload) Read(p []byte) (int, error) {
@@ -39,6 +45,7 @@ func (u *upload) Read(p []byte) (int, error) {
 // which a deadline cuts short.
 func (u *upload) end() {
 	close(u.stop)
+	u.linger()
 	if u.mu.TryLock() {
 		u.mu.Unlock()
 		return
