@@ -54,7 +54,8 @@ func (a *Agent) buildCluster() (err error) {
 	a.policy = access.New(func() catalog.View { return a.cluster.Reader().View() }, a.images)
 	a.peers.now.Store(transfer.NewPeers(transfer.PeersConfig{
 		Self: a.id, Dial: a.dialBulk,
-		Locator: locator{a.front}, Members: a.members, Allow: a.mayServe, Chunks: filepath.Join(a.cfg.Data, "chunks"),
+		Locator: locator{a.front, func(ctx context.Context) error { return a.cluster.Store().Sync(ctx) }},
+		Members: a.members, Allow: a.mayServe, Chunks: filepath.Join(a.cfg.Data, "chunks"),
 		Logger: a.log, OnFetched: a.fetched, OnBytes: a.sources.count,
 		OnWrongBytes: func(peer string, d digest.Digest, proven bool) {
 			a.log.Error("a peer sent bytes that are not the blob's", "peer", a.nodeName(peer), "digest", d, "proven", proven)

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -50,27 +51,47 @@ func (a *Agent) members() []string {
 }
 
 // locator finds holders in the catalog.
-type locator struct{ reader catalog.Reader }
+type locator struct {
+	reader catalog.Reader
+	// sync brings what reader shows up to date.
+	sync func(ctx context.Context) error
+}
+
+// behindTime is how long a fetch waits for the catalog's latest state where what is here
+// names nobody: an image that was loaded elsewhere a moment ago is found all the same.
+const behindTime = time.Second
 
 // Find implements transfer.Locator: who holds the image that the blob is part of, in
 // random order, so that many fetchers don't all begin with the same one.
 func (l locator) Find(ctx context.Context, d digest.Digest) iter.Seq2[transfer.Peer, error] {
 	return func(yield func(transfer.Peer, error) bool) {
-		view := l.reader.View()
-		holders := view.Holders(string(d))
-		if whole := transfer.Whole(ctx); len(holders) == 0 && whole != "" {
-			holders = view.Holders(string(whole))
+		whole := transfer.Whole(ctx)
+		found := holders(l.reader.View(), d, whole)
+		if len(found) == 0 {
+			late, cancel := context.WithTimeout(ctx, behindTime)
+			_ = l.sync(late) // without the others, what is here must do
+			cancel()
+			found = holders(l.reader.View(), d, whole)
 		}
-		if len(holders) == 0 && named(view, d, transfer.Whole(ctx)) {
-			holders = view.Nodes() // no image, so nobody is listed
-		}
-		for _, i := range rand.Perm(len(holders)) {
-			n := holders[i]
+		for _, i := range rand.Perm(len(found)) {
+			n := found[i]
 			if !n.Down && !yield(transfer.Peer{ID: n.ID, Addrs: n.Bulk}, nil) {
 				return
 			}
 		}
 	}
+}
+
+// holders are the nodes to ask for a blob, which may be part of a whole.
+func holders(v catalog.View, d, whole digest.Digest) []catalog.Node {
+	found := v.Holders(string(d))
+	if len(found) == 0 && whole != "" {
+		found = v.Holders(string(whole))
+	}
+	if len(found) == 0 && named(v, d, whole) {
+		found = v.Nodes() // no image, or one that nobody has reported yet
+	}
+	return found
 }
 
 // named says whether a name of the cluster means one of the digests.
