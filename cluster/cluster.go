@@ -68,7 +68,7 @@ type Cluster struct {
 	cfg   Config
 	log   *slog.Logger
 	empty *catalog.State
-	enter chan entrance
+	enter chan arrival
 
 	mu      sync.Mutex
 	session *session // nil while the node is in no cluster
@@ -80,6 +80,14 @@ type entrance struct {
 	state identity.State
 	first *catalog.SetSettings // of a new cluster
 	done  chan error           // has room for one
+}
+
+// arrival is a wish to come into a cluster. Run grants it, and no earlier than it knows
+// that the node is in none: what how leaves on disk would be taken for a membership of
+// before.
+type arrival struct {
+	how  func() (entrance, error)
+	done chan error // has room for one
 }
 
 // ErrNoCluster is what asks for a cluster end with while the node is in none.
@@ -99,7 +107,7 @@ func New(cfg Config) *Cluster {
 		cfg.Subnet = catalog.DefaultSubnet
 	}
 	cfg.Self.ID = cfg.Wire.ID()
-	c := &Cluster{cfg: cfg, log: cfg.Logger, empty: catalog.NewState(), enter: make(chan entrance)}
+	c := &Cluster{cfg: cfg, log: cfg.Logger, empty: catalog.NewState(), enter: make(chan arrival)}
 	if w, ok := cfg.Wire.(interface{ OnDisconnect(func(peerID string)) }); ok {
 		w.OnDisconnect(c.suspect)
 	}
@@ -135,11 +143,18 @@ func (c *Cluster) next(ctx context.Context) (entrance, error) {
 	if err := os.RemoveAll(c.catalogDir()); err != nil {
 		return entrance{}, err
 	}
-	select {
-	case e := <-c.enter:
-		return e, nil
-	case <-ctx.Done():
-		return entrance{}, nil
+	for {
+		select {
+		case a := <-c.enter:
+			e, err := a.how()
+			if err == nil {
+				e.done = a.done
+				return e, nil
+			}
+			a.done <- err
+		case <-ctx.Done():
+			return entrance{}, nil
+		}
 	}
 }
 
@@ -210,18 +225,14 @@ func (c *Cluster) come(ctx context.Context, how func() (entrance, error)) error 
 		c.joining = false
 		c.mu.Unlock()
 	}()
-	e, err := how()
-	if err != nil {
-		return err
-	}
-	e.done = make(chan error, 1)
+	a := arrival{how, make(chan error, 1)}
 	select {
-	case c.enter <- e:
+	case c.enter <- a:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 	select {
-	case err := <-e.done:
+	case err := <-a.done:
 		return err
 	case <-ctx.Done():
 		return context.Cause(ctx)
