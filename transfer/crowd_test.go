@@ -40,12 +40,12 @@ func TestCrowd(t *testing.T) {
 		require.Contains(t, told, "late")
 		require.NotContains(t, told, "0")
 
-		time.Sleep(roomTime / 2) // fake time
+		time.Sleep(roomTime / 2) // fake time: idle, but not for long enough
 		p.atWork(b)
-		time.Sleep(roomTime / 2) // fake time
+		time.Sleep(roomTime / 2) // fake time: long enough only had nothing been sent between
 		_, room = p.enter(w, "late", 1)
 		require.False(t, room, "those that are in keep this node busy")
-		time.Sleep(roomTime) // fake time
+		time.Sleep(roomTime) // fake time: idle for just long enough
 		_, room = p.enter(w, "late", 1)
 		require.True(t, room, "they don't")
 		_, room = p.enter(w, "later", 1)
@@ -56,7 +56,7 @@ func TestCrowd(t *testing.T) {
 		_, room = p.enter(w, "later", 1)
 		require.True(t, room)
 		require.Contains(t, p.others(b, maxTold, "0", map[string]bool{}), "1", "most that go have got everything")
-		time.Sleep(lingerTime + 1) // fake time
+		time.Sleep(lingerTime + 1) // fake time: a moment after those that went are forgotten
 		require.NotContains(t, p.others(b, maxTold, "0", map[string]bool{}), "1")
 	})
 }

@@ -155,7 +155,7 @@ func TestWrongKeyStaysOutside(t *testing.T) {
 		stranger := start(t, w, "stranger", bytes.Repeat([]byte{8}, keySize))
 		err := stranger.Join(t.Context(), []string{nodes[0].Addr()})
 		require.ErrorIs(t, err, errdefs.ErrUnavailable)
-		time.Sleep(time.Minute) // fake time
+		time.Sleep(time.Minute) // fake time: many rounds of gossip, in none of which it may get in
 		for _, n := range nodes {
 			require.False(t, n.Alive("stranger"))
 		}
@@ -202,7 +202,7 @@ func TestSuspect(t *testing.T) {
 		nodes[0].Suspect("n02")
 		require.False(t, nodes[0].Alive("n02"))
 		require.Equal(t, Down, (<-events).Kind)
-		time.Sleep(30 * time.Second) // fake time
+		time.Sleep(30 * time.Second) // fake time: longer than a late word of its life would travel
 		require.False(t, nodes[0].Alive("n02"))
 		select {
 		case e := <-events:

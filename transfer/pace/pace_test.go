@@ -112,7 +112,7 @@ func TestPeersShareALimit(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(10 * time.Second) // fake time
+		time.Sleep(10 * time.Second) // fake time: how long the shares are measured
 		start := time.Now()
 		require.True(t, l.wait(stop, "greedy", small))
 		require.Zero(t, time.Since(start), "what is small doesn't wait")
@@ -139,7 +139,7 @@ func TestClosedAndLateStreams(t *testing.T) {
 		require.Equal(t, 10*minRate, n)
 		require.InDelta(t, 10, time.Since(start).Seconds(), 0.5)
 		go func() {
-			time.Sleep(time.Second) // fake time
+			time.Sleep(time.Second) // fake time: into the middle of a write that takes ten
 			c.Close()
 		}()
 		_, err = c.Write(make([]byte, 10*minRate))

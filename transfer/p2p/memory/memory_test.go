@@ -92,7 +92,7 @@ func TestPartition(t *testing.T) {
 
 		n.Partition([]string{"a"}, []string{"b"})
 		from.Write([]byte("late"))
-		time.Sleep(lostAfter / 2) // fake time
+		time.Sleep(lostAfter / 2) // fake time: a cut too short to end a connection
 		n.Heal()
 		buf := make([]byte, 9)
 		k, err := to.Read(buf)
