@@ -107,7 +107,7 @@ func TestHTTPWatch(t *testing.T) {
 // Any query string is answered at once with a class that tells a client's fault from ours.
 func FuzzHTTPQuery(f *testing.F) {
 	for _, s := range []string{
-		"name=db&port=80", "name=db&port=80/udp&tag=a=b&tag=c", "wait=0s&name=%00", "tag==", "%zz", "name=db&wait=1ns",
+		"name=db&port=80", "name=db&port=80/udp&tag=a=b&tag=c", "wait=0s&name=%00", "tag==", "%zz",
 	} {
 		f.Add(s)
 	}
