@@ -273,6 +273,9 @@ func (r *Router) PruneImages(ctx context.Context, f api.Filters) (api.PruneImage
 			report.Deleted = append(report.Deleted, d)
 		}
 	}
+	r.await(ctx, settle, func(v catalog.View) bool {
+		return !slices.ContainsFunc(v.Images(), func(i catalog.Image) bool { return lost[i.Summary.ID][i.NodeID] })
+	})
 	return report, err
 }
 
