@@ -92,7 +92,7 @@ func (c *Catalog) answerTo(ctx context.Context, req request) answer {
 			return answerOf(req.id, Result{}, api.InvalidArgument("%w", err))
 		}
 	}
-	if _, ok := c.leading(); !ok {
+	if !c.leading() {
 		return answerOf(req.id, Result{}, errNotLeading)
 	}
 	res, err := c.answer(ctx, req.op, batch)

@@ -121,7 +121,7 @@ func (c *Catalog) unanswered(ctx context.Context) error {
 }
 
 func (c *Catalog) askOnce(ctx context.Context, o op, batch []entry) (Result, error) {
-	if _, ok := c.leading(); ok {
+	if c.leading() {
 		return c.answer(ctx, o, batch)
 	}
 	leader, ok := c.Leader()
@@ -157,10 +157,11 @@ func (c *Catalog) answer(ctx context.Context, o op, batch []entry) (Result, erro
 // readIndex is an index that shows everything acknowledged before the call: what
 // the leader has applied, once a majority confirms that it still leads.
 func (c *Catalog) readIndex() (Result, error) {
-	r, ok := c.leading()
+	r, done, ok := c.asking()
 	if !ok {
 		return Result{}, errNotLeading
 	}
+	defer done()
 	index := c.state.view().index
 	if err := r.VerifyLeader().Error(); err != nil {
 		return Result{}, &retryError{err}
@@ -213,10 +214,10 @@ func (c *Catalog) batches(ctx context.Context, r *raft.Raft) error {
 			return nil
 		}
 		batch := c.gather(first)
-		go func() {
+		c.asked.Go(func() {
 			commit(r, batch)
 			<-slots
-		}()
+		})
 	}
 }
 

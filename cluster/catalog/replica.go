@@ -68,6 +68,7 @@ type Catalog struct {
 	state *State
 	queue chan pending
 	links links
+	asked sync.WaitGroup // what raft was asked and hasn't answered
 
 	mu      sync.Mutex
 	raft    *raft.Raft // nil before Run and after it ended
@@ -201,12 +202,32 @@ func (c *Catalog) runWith(ctx context.Context, st stores) error {
 	err = g.Wait()
 	c.set(func() { c.raft, c.trans = nil, nil })
 	c.links.close()
+	c.settle(r)
 	end()
 	layer.open.closeAll()
 	if e := r.Shutdown().Error(); e != nil {
 		err = errors.Join(err, fmt.Errorf("stop raft: %w", e))
 	}
 	return errors.Join(err, trans.Close())
+}
+
+// settle waits until raft has answered what it was asked: what is left when it is shut
+// down is never answered, and whoever waits for it stays for ever. Raft that shut itself
+// down, because the cluster goes on without this node, isn't waited for.
+func (c *Catalog) settle(r *raft.Raft) {
+	if r.State() == raft.Shutdown {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		c.asked.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(stopLimit):
+		c.log.Warn("raft doesn't answer; shutting it down all the same")
+	}
 }
 
 // endAfter waits for the end and hands leadership over, so that the others need no
@@ -365,9 +386,26 @@ func (c *Catalog) Lead(ctx context.Context, duty func(context.Context) error) er
 	}
 }
 
-// leading is the context of this node's leadership.
-func (c *Catalog) leading() (*raft.Raft, bool) {
+// leading says whether this node leads.
+func (c *Catalog) leading() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.raft, c.raft != nil && c.lead != nil && c.lead.Err() == nil
+	return c.leads()
+}
+
+// leads is called with mu held.
+func (c *Catalog) leads() bool {
+	return c.raft != nil && c.lead != nil && c.lead.Err() == nil
+}
+
+// asking gives out raft if this node leads. Whoever asks raft for something calls done
+// once he has the answer: until then it isn't shut down.
+func (c *Catalog) asking() (r *raft.Raft, done func(), ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.leads() {
+		return nil, nil, false
+	}
+	c.asked.Add(1)
+	return c.raft, c.asked.Done, true
 }

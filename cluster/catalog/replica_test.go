@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -165,6 +166,44 @@ func TestOneReplica(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, g.rs["a"].Sync(t.Context()))
 	})
+}
+
+// TestEndsInTheMiddleOfWrites: a replica that ends leaves nothing behind, whatever it is
+// asked at that moment. What raft left unanswered would hold its goroutine for ever, and
+// the bubble's end says so.
+func TestEndsInTheMiddleOfWrites(t *testing.T) {
+	for _, ids := range [][]string{{"a"}, {"a", "b", "c"}} {
+		for range 20 {
+			synctest.Test(t, func(t *testing.T) { endBusy(t, ids) })
+		}
+	}
+}
+
+// endBusy ends the leader of a group while 32 clients write.
+func endBusy(t *testing.T, ids []string) {
+	g := newGroup(t, "", ids...)
+	defer g.stopAll()
+	g.begin(t.Context(), ids...)
+	leader := g.rs[g.leader(t.Context(), ids...)]
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	var written atomic.Int64
+	for i := range 32 {
+		tasks.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				name := fmt.Sprintf("x%d-%d", i, n)
+				_, err := leader.Propose(ctx, catalog.ClaimContainer{ID: id(name), Name: name, NodeID: "a"})
+				if err == nil && leader.Sync(ctx) == nil && written.Add(1) == 50 {
+					tasks.Go(func() {
+						leader.stop()
+						cancel()
+					})
+				}
+			}
+		})
+	}
 }
 
 func TestFollowersProposeAndSeeAtOnce(t *testing.T) {

@@ -64,10 +64,11 @@ func desiredVoters(ms []member) map[string]bool {
 // ManageMembers brings raft's configuration one step closer to the catalog's nodes
 // and says whether it changed anything. Only the leader can.
 func (c *Catalog) ManageMembers(ctx context.Context, alive func(nodeID string) bool) (bool, error) {
-	r, ok := c.leading()
+	r, done, ok := c.asking()
 	if !ok {
 		return false, nil
 	}
+	defer done()
 	f := r.GetConfiguration()
 	if err := f.Error(); err != nil {
 		return false, fmt.Errorf("read raft's configuration: %w", err)
