@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -37,23 +38,31 @@ type CopyDetail struct {
 	Final bool `json:"final,omitempty"`
 }
 
-// Copy brings an image to nodes, named or identified, or to all that may hold it if none
-// are given.
+// CopyTo says which nodes are to have a copy: the union of what it names, or, if it
+// names nothing, all that may hold the image.
+type CopyTo struct {
+	Nodes []string // names, IDs, and tag:KEY=VALUE for all that have the tag
+	// Users are the containers on whose nodes it is wanted, filtered as docker ps does.
+	Users api.Filters
+}
+
+func (t CopyTo) all() bool { return len(t.Nodes) == 0 && len(t.Users) == 0 }
+
+// Copy brings an image to nodes.
 // The lines of the stream have nodes' names as IDs. A node that fails says so in its
 // last line and doesn't keep others from theirs; the stream itself fails only if
 // there is nothing to copy, or nowhere to.
-func (r *Router) Copy(ctx context.Context, ref string, nodes []string) (api.Stream[api.Progress], error) {
+func (r *Router) Copy(ctx context.Context, ref string, to CopyTo) (api.Stream[api.Progress], error) {
 	r.sync(ctx, listSync)
 	img, err := r.image(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	v := r.reader.View()
-	targets, err := copyTargets(v, nodes)
+	targets, err := r.copyTargets(ctx, to)
 	if err != nil {
 		return nil, err
 	}
-	if may, why := only(v, img); may != nil && len(nodes) == 0 {
+	if may, why := only(r.reader.View(), img); may != nil && to.all() {
 		targets = slices.DeleteFunc(slices.Clone(targets), func(n catalog.Node) bool { return !may[n.ID] })
 		if len(targets) == 0 {
 			return nil, api.Errorf(errdefs.ErrPermissionDenied, "%s", why)
@@ -91,21 +100,64 @@ func (c copying[T]) Close() error {
 	return c.Stream.Close()
 }
 
-func copyTargets(v catalog.View, names []string) ([]catalog.Node, error) {
-	if len(names) == 0 {
+func (r *Router) copyTargets(ctx context.Context, to CopyTo) ([]catalog.Node, error) {
+	v := r.reader.View()
+	if to.all() {
 		return v.Nodes(), nil
 	}
 	var out []catalog.Node
-	for _, name := range names {
-		n, ok := v.Node(name)
-		if !ok {
-			return nil, api.NotFound("no such node: %s", name)
+	for _, who := range to.Nodes {
+		some, err := nodesCalled(v, who)
+		if err != nil {
+			return nil, err
 		}
-		if !slices.ContainsFunc(out, func(o catalog.Node) bool { return o.ID == n.ID }) {
-			out = append(out, n)
+		out = append(out, some...)
+	}
+	if len(to.Users) > 0 {
+		users, err := r.ListContainers(ctx, api.ListOptions{Filters: to.Users})
+		if err != nil {
+			return nil, err
+		}
+		if len(users) == 0 {
+			return nil, api.NotFound("no container matches the filter, so there is no node to copy to")
+		}
+		v = r.reader.View()
+		for _, u := range users {
+			c, err := v.Container(u.ID)
+			if err != nil {
+				continue // removed since
+			}
+			if n, ok := v.Node(c.NodeID); ok {
+				out = append(out, n)
+			}
 		}
 	}
-	return out, nil
+	slices.SortStableFunc(out, func(a, b catalog.Node) int { return cmp.Compare(a.Name, b.Name) })
+	return slices.CompactFunc(out, func(a, b catalog.Node) bool { return a.ID == b.ID }), nil
+}
+
+// nodesCalled are the node of a name or ID, or all that have the tag of tag:KEY=VALUE.
+func nodesCalled(v catalog.View, who string) ([]catalog.Node, error) {
+	tag, ok := strings.CutPrefix(who, tagPrefix)
+	if !ok {
+		n, ok := v.Node(who)
+		if !ok {
+			return nil, noSuchNode(who)
+		}
+		return []catalog.Node{n}, nil
+	}
+	key, value, ok := strings.Cut(tag, "=")
+	if !ok || key == "" {
+		return nil, api.InvalidArgument("%s: write %sKEY=VALUE", who, tagPrefix)
+	}
+	found := slices.DeleteFunc(slices.Clone(v.Nodes()), func(n catalog.Node) bool {
+		has, there := n.Tags[key]
+		return !there || has != value
+	})
+	if len(found) == 0 {
+		return nil, api.NotFound("no node has the tag %s", tag)
+	}
+	return found, nil
 }
 
 func copyLine(node, status string, d *CopyDetail) api.Progress {
@@ -238,7 +290,12 @@ func (c *Cluster) serveCopy(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q := r.URL.Query()
-	stream, err := s.router.Copy(r.Context(), q.Get("ref"), q["node"])
+	users, err := api.ParseFilters(q.Get("users"))
+	if err != nil {
+		c.reply(w, r, nil, err)
+		return
+	}
+	stream, err := s.router.Copy(r.Context(), q.Get("ref"), CopyTo{Nodes: q["node"], Users: users})
 	if err != nil {
 		c.reply(w, r, nil, err)
 		return

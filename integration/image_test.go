@@ -29,13 +29,34 @@ func uniqueImage(t *testing.T, ref string) (archive string) {
 	return archive
 }
 
+// TestImageCopyToUsers brings a service's next version to where the present one runs.
+func TestImageCopyToUsers(t *testing.T) {
+	ok(t, 1, "load", "-q", "-i", uniqueImage(t, "seeded:1"))
+	ok(t, 2, "run", "-d", "--name", name(t), "--label", "service=seeded", "-e", "constraint:node==node3", "seeded:1")
+	ok(t, 1, "load", "-q", "-i", uniqueImage(t, "seeded:2"))
+
+	r := shoal(t, 2, "image", "copy", "seeded:2", "--filter", "label=service=other")
+	require.Equal(t, 1, r.code)
+	require.Contains(t, r.err, "no container matches the filter")
+	r = shoal(t, 2, "image", "copy", "seeded:2", "--filter", "nonsense")
+	require.Equal(t, 2, r.code)
+	require.Contains(t, r.err, "write KEY=VALUE")
+
+	for i, filter := range []string{"label=service=seeded", "ancestor=seeded:1"} {
+		r = shoal(t, 2, "image", "copy", "seeded:2", "--filter", filter)
+		require.Zero(t, r.code, r.err)
+		require.Contains(t, r.out, "node3\t"+[]string{"Complete", "Already there"}[i])
+	}
+	require.NotContains(t, shoal(t, 1, "image", "where", "seeded:2").out, "node2")
+}
+
 func TestImageCopy(t *testing.T) {
 	ok(t, 1, "load", "-q", "-i", uniqueImage(t, "copied:1"))
 	r := shoal(t, 2, "image", "copy", "copied:1")
 	require.Equal(t, 2, r.code, "neither nodes nor --all")
 	r = shoal(t, 2, "image", "copy", "copied:1", "nowhere")
 	require.Equal(t, 1, r.code)
-	require.Contains(t, r.err, "no such node: nowhere")
+	require.Contains(t, r.err, "node nowhere not found")
 	r = shoal(t, 2, "image", "copy", "nothing:1", "--all")
 	require.Equal(t, 1, r.code)
 	require.Contains(t, r.err, "No such image")

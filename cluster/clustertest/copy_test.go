@@ -3,9 +3,11 @@ package clustertest_test
 import (
 	"bufio"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -21,7 +23,11 @@ import (
 // node.
 func copyImage(t *testing.T, n *clustertest.Node, ref string, nodes ...string) (code int, last map[string]api.Progress) {
 	t.Helper()
-	q := url.Values{"ref": {ref}, "node": nodes}
+	return copyWith(t, n, url.Values{"ref": {ref}, "node": nodes})
+}
+
+func copyWith(t *testing.T, n *clustertest.Node, q url.Values) (code int, last map[string]api.Progress) {
+	t.Helper()
 	w := httptest.NewRecorder()
 	n.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "POST", "/shoal/v1/images/copy?"+q.Encode(), nil))
 	last = map[string]api.Progress{}
@@ -84,5 +90,42 @@ func TestCopyImage(t *testing.T) {
 		require.Equal(t, "Failed", last["node-d"].Status)
 		require.Contains(t, last["node-d"].Error.Message, "can't be reached")
 		require.Equal(t, http.StatusServiceUnavailable, last["node-d"].Error.Code)
+	})
+}
+
+// TestCopyToUsers: an image gets to where a service's containers run, before they are
+// replaced.
+func TestCopyToUsers(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		nodes := l.Form(t.Context(), "a", "b", "c", "d")
+		load(t, nodes[0].Engine())
+		run(t, nodes[0].Engine(), "x1", "constraint:node==node-b")
+		run(t, nodes[0].Engine(), "x2", "constraint:node==node-b")
+		stopped := run(t, nodes[0].Engine(), "x3", "constraint:node==node-c")
+		require.NoError(t, nodes[0].Engine().StopContainer(t.Context(), stopped, api.StopOptions{}))
+		for _, c := range []struct {
+			users string
+			nodes []string
+			code  int
+			want  []string
+		}{
+			{`{"ancestor":["busybox"]}`, nil, 200, []string{"node-b"}},
+			{`{"name":["x1","x3"],"status":["running","exited"]}`, nil, 200, []string{"node-b", "node-c"}},
+			{`{"name":["x3"]}`, nil, 404, nil},
+			{`{"name":["x3"]}`, []string{"node-a"}, 404, nil},
+			{`{"name":["x1"]}`, []string{"node-a", "b"}, 200, []string{"node-a", "node-b"}},
+			{`{"nonsense":["x1"]}`, nil, 400, nil},
+			{`{`, nil, 400, nil},
+			{``, []string{"tag:host=b", "node-a"}, 200, []string{"node-a", "node-b"}},
+			{``, []string{"tag:host=x"}, 404, nil},
+			{``, []string{"tag:host"}, 400, nil},
+		} {
+			code, last := copyWith(t, nodes[3], url.Values{"ref": {"busybox"}, "node": c.nodes, "users": {c.users}})
+			require.Equal(t, c.code, code, c.users)
+			for _, p := range last {
+				require.Nil(t, p.Error)
+			}
+			require.ElementsMatch(t, c.want, slices.Collect(maps.Keys(last)), c.users)
+		}
 	})
 }

@@ -51,7 +51,7 @@ func TestPrivateImageStaysWhereItMay(t *testing.T) {
 		_, err = c.SaveImages(t.Context(), []string{"busybox"}, api.Platform{})
 		require.ErrorIs(t, err, errdefs.ErrPermissionDenied)
 		copied := func(targets ...string) map[string]string {
-			s, err := nodes[0].Engine().(*cluster.Router).Copy(t.Context(), "busybox", targets)
+			s, err := nodes[0].Engine().(*cluster.Router).Copy(t.Context(), "busybox", cluster.CopyTo{Nodes: targets})
 			require.NoError(t, err)
 			out := map[string]string{}
 			for line, err := range api.All(s) {

@@ -49,9 +49,18 @@ func imageWhereCommand(g *globals) *cobra.Command {
 
 func imageCopyCommand(g *globals) *cobra.Command {
 	var all bool
+	var filters []string
 	cmd := &cobra.Command{
-		Use: "copy IMAGE NODE...|--all", Short: "Bring an image to nodes before they need it", Args: cobra.MinimumNArgs(1),
-		Long: `Bring an image to nodes before they need it.
+		Use: "copy IMAGE NODE...|--filter FILTER|--all", Short: "Bring an image to nodes before they need it", Args: cobra.MinimumNArgs(1),
+		Long: `Bring an image to nodes before they need it: to those named, or that have a tag of
+tag:KEY=VALUE; to those with containers that a filter finds; or to all.
+
+A service's next version is there before its containers are replaced with
+
+  shoal image copy web:2 --filter label=service=web
+  shoal image copy web:2 --filter ancestor=web:1
+
+The filters are those of "docker ps".
 
 Nodes that fetch at the same time get most of it from each other. A node that fails
 doesn't keep others from finishing. On a terminal every node has a line that says how
@@ -61,14 +70,18 @@ that came from each peer so far as "peers" in "aux".
 
 Exit code 1: at least one node doesn't have the image.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if all == (len(args) > 1) {
-				return exitError{exitUsage, errors.New("image copy: name the nodes, or say --all")}
+			if all == (len(args)+len(filters) > 1) {
+				return exitError{exitUsage, errors.New("image copy: name the nodes, or say --filter or --all")}
+			}
+			users, err := parseFilters(filters)
+			if err != nil {
+				return exitError{exitUsage, fmt.Errorf("image copy: %w", err)}
 			}
 			c, err := g.control()
 			if err != nil {
 				return err
 			}
-			s, err := c.CopyImage(cmd.Context(), args[0], args[1:])
+			s, err := c.CopyImage(cmd.Context(), args[0], args[1:], users)
 			if err != nil {
 				return err
 			}
@@ -76,7 +89,21 @@ Exit code 1: at least one node doesn't have the image.`,
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "to every node of the cluster")
+	cmd.Flags().StringArrayVarP(&filters, "filter", "f", nil, "to nodes with running containers that match, as in docker ps; may be repeated")
 	return g.jsonFlag(cmd)
+}
+
+// parseFilters reads KEY=VALUE pairs.
+func parseFilters(pairs []string) (api.Filters, error) {
+	f := api.Filters{}
+	for _, p := range pairs {
+		key, value, ok := strings.Cut(p, "=")
+		if !ok || key == "" || value == "" {
+			return nil, fmt.Errorf("filter %q: write KEY=VALUE, for example label=service=web", p)
+		}
+		f[key] = append(f[key], value)
+	}
+	return f, nil
 }
 
 func (g *globals) copyDisplay(out io.Writer) func(node string, p api.Progress) {

@@ -166,10 +166,19 @@ func (c *Client) MakePublic(ctx context.Context, ref string) error {
 	return c.call(ctx, http.MethodDelete, "/shoal/v1/images/private?ref="+url.QueryEscape(ref), nil, nil)
 }
 
-// CopyImage brings an image to nodes, or to all if none are given. The stream tells
-// of each node, by its name as ID, until the line whose detail is final.
-func (c *Client) CopyImage(ctx context.Context, ref string, nodes []string) (api.Stream[api.Progress], error) {
-	return stream[api.Progress](ctx, c, "/shoal/v1/images/copy?"+url.Values{"ref": {ref}, "node": nodes}.Encode())
+// CopyImage brings an image to nodes, and to those whose containers match users, or to
+// all if neither says any. The stream tells of each node, by its name as ID, until the
+// line whose detail is final.
+func (c *Client) CopyImage(ctx context.Context, ref string, nodes []string, users api.Filters) (api.Stream[api.Progress], error) {
+	q := url.Values{"ref": {ref}, "node": nodes}
+	if len(users) > 0 {
+		f, err := json.Marshal(users)
+		if err != nil {
+			return nil, fmt.Errorf("write the filter: %w", err)
+		}
+		q.Set("users", string(f))
+	}
+	return stream[api.Progress](ctx, c, "/shoal/v1/images/copy?"+q.Encode())
 }
 
 // VerifyImages reads what the agent's own node holds of images, or all it holds if
