@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -22,6 +23,35 @@ func TestPercentile(t *testing.T) {
 	require.Equal(t, 7.0, percentile([]float64{7}, 99))
 	require.Equal(t, 9.0, percentile([]float64{9, 7}, 99), "two values: the larger one")
 	require.Equal(t, 100.0, hundred[0], "the values stay as they were")
+}
+
+// TestRecordsKeepOtherParts: what isn't measured again stays.
+func TestRecordsKeepOtherParts(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "figures.json")
+	none, err := readRecords(path)
+	require.NoError(t, err)
+	require.Empty(t, none)
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	first := records{"b": {Taken: now, Figures: []figure{{Name: "x", Shoal: 1, Peer: 2}}}, "a": {Figures: []figure{{Name: "y"}}}}
+	require.NoError(t, first.write(path))
+	again, err := readRecords(path)
+	require.NoError(t, err)
+	require.Equal(t, first, again)
+	require.Equal(t, []figure{{Name: "y"}, {Name: "x", Shoal: 1, Peer: 2}}, again.figures())
+	require.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
+	_, err = readRecords(path)
+	require.ErrorContains(t, err, path)
+}
+
+func TestQuietGivesUp(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	m, err := quiet(ctx, time.Hour)
+	if m.busy() == "" {
+		require.NoError(t, err)
+	} else {
+		require.ErrorIs(t, err, context.Canceled)
+	}
 }
 
 func TestLastFetch(t *testing.T) {

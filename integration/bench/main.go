@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"math"
@@ -39,7 +38,8 @@ type bench struct {
 	runs                   int
 	cold                   int // nodes that fan-out fills at once
 	minutes                float64
-	figures                []figure
+	settle                 time.Duration
+	figures                []figure // of the part that runs
 }
 
 func main() {
@@ -55,20 +55,14 @@ func run() error {
 	only := flag.String("only", "", "parts to run, separated by commas: start,load,fanout,delta,dns,tls,coldrun,ping")
 	cold := flag.Int("cold", 7, "fanout: nodes that start the image at once")
 	minutes := flag.Float64("minutes", 1, "ping: how long the links are kept full")
-	picture := flag.String("plot", "", "also draw the figures, as SVG")
-	out := flag.String("json", "", "also write the figures as JSON")
+	picture := flag.String("plot", "", "also draw the figures, as SVG: with -json, all that are in the file")
+	out := flag.String("json", "", "also keep the figures in this file; parts that aren't run stay in it as they are")
+	settle := flag.Duration("settle", 0, "before each part, wait at most so long until the machine is quiet")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if flag.NArg() > 0 {
 		return help(ctx, flag.Args())
-	}
-	m, err := lookAround()
-	if err != nil {
-		return err
-	}
-	if why := m.busy(); why != "" {
-		fmt.Fprintln(os.Stderr, "bench: take the figures as orders of magnitude:", why)
 	}
 	abs, err := filepath.Abs(*root)
 	if err != nil {
@@ -81,38 +75,36 @@ func run() error {
 	defer os.RemoveAll(tmp)
 	b := &bench{
 		root: abs, shoal: filepath.Join(abs, "bin/shoal"), docker: "docker", dockerd: "dockerd",
-		tmp: tmp, runs: *runs, cold: *cold, minutes: *minutes,
+		tmp: tmp, runs: *runs, cold: *cold, minutes: *minutes, settle: *settle,
 	}
-	if err := b.parts(ctx, *only); err != nil {
-		return err
-	}
-	fmt.Println(m)
-	fmt.Println()
-	b.print()
-	if *picture != "" {
-		if err := b.plot(*picture); err != nil {
+	kept := records{}
+	if *out != "" {
+		if kept, err = readRecords(*out); err != nil {
 			return err
 		}
 	}
-	if *out == "" {
-		return nil
-	}
-	raw, err := json.MarshalIndent(map[string]any{"Machine": m, "Figures": b.figures}, "", "  ")
-	if err != nil {
+	if err := b.parts(ctx, *only, func(name string, r record) error {
+		kept[name] = r
+		r.print()
+		if *out == "" {
+			return nil
+		}
+		return kept.write(*out)
+	}); err != nil {
 		return err
 	}
-	return os.WriteFile(*out, raw, 0o644)
+	if *picture == "" {
+		return nil
+	}
+	return plot(kept.figures(), *picture)
 }
 
-// parts runs those that are named, or all.
-func (b *bench) parts(ctx context.Context, only string) error {
+// parts runs those that are named, or all, and hands each one's figures over.
+func (b *bench) parts(ctx context.Context, only string, done func(name string, r record) error) error {
 	if err := b.images(); err != nil {
 		return err
 	}
-	all := []part{
-		{"start", b.start}, {"load", b.load}, {"fanout", b.fanout}, {"delta", b.delta}, {"dns", b.dns},
-		{"tls", b.tls}, {"coldrun", b.coldRun}, {"ping", b.ping},
-	}
+	all := b.all()
 	var wanted []string
 	if only != "" {
 		wanted = strings.Split(only, ",")
@@ -126,11 +118,23 @@ func (b *bench) parts(ctx context.Context, only string) error {
 		if wanted != nil && !slices.Contains(wanted, p.name) {
 			continue
 		}
+		m, err := quiet(ctx, b.settle)
+		if err != nil {
+			return err
+		}
 		begin := time.Now()
+		b.figures = nil
 		if err := p.do(ctx); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 		fmt.Fprintf(os.Stderr, "%s took %v\n", p.name, time.Since(begin).Round(time.Second))
+		name := p.name
+		if p.name == "fanout" {
+			name = fmt.Sprintf("fanout of %d", b.cold)
+		}
+		if err := done(name, record{begin.UTC().Round(time.Second), m, b.figures}); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -141,19 +145,14 @@ type part struct {
 	do   func(context.Context) error
 }
 
-func (b *bench) add(f figure) { b.figures = append(b.figures, f) }
-
-func (b *bench) print() {
-	fmt.Println("| what | unit | Shoal | peer | ratio | |")
-	fmt.Println("|---|---|---|---|---|---|")
-	for _, f := range b.figures {
-		peer := "–"
-		if f.Peer != 0 {
-			peer = number(f.Peer)
-		}
-		fmt.Printf("| %s | %s | %s | %s | %s | %s |\n", f.Name, f.Unit, number(f.Shoal), peer, f.ratio(), f.Note)
+func (b *bench) all() []part {
+	return []part{
+		{"start", b.start}, {"load", b.load}, {"fanout", b.fanout}, {"delta", b.delta}, {"dns", b.dns},
+		{"tls", b.tls}, {"coldrun", b.coldRun}, {"ping", b.ping},
 	}
 }
+
+func (b *bench) add(f figure) { b.figures = append(b.figures, f) }
 
 func number(v float64) string {
 	switch {

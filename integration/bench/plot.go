@@ -9,10 +9,10 @@ import (
 
 // plot draws every figure that has a peer as a pair of bars, each pair scaled to
 // its larger one.
-func (b *bench) plot(path string) error {
+func plot(figures []figure, path string) error {
 	const width, left, bar, gap = 860, 420, 14, 14
 	var rows []figure
-	for _, f := range b.figures {
+	for _, f := range figures {
 		if f.Peer > 0 && f.Shoal > 0 {
 			rows = append(rows, f)
 		}
