@@ -57,11 +57,17 @@ func New(t testing.TB, dir string) *Lab {
 
 // Start starts a node, which resumes what it was before.
 func (l *Lab) Start(id string) *Node {
-	l.t.Helper()
+	n, run := l.Make(id)
+	run()
+	return n
+}
+
+// Make makes a node that doesn't run yet. run, to be called once, starts it.
+func (l *Lab) Make(id string) (n *Node, run func()) {
 	seed := fnv.New64a()
 	fmt.Fprint(seed, id)
 	ctx, cancel := context.WithCancel(context.Background())
-	n := &Node{ID: id, Host: l.Hosts.Host(id, seed.Sum64()), wire: l.Network.Host(id), stop: cancel, done: make(chan struct{})}
+	n = &Node{ID: id, Host: l.Hosts.Host(id, seed.Sum64()), wire: l.Network.Host(id), stop: cancel, done: make(chan struct{})}
 	gossip := l.gossip.Transport(id)
 	n.Cluster = cluster.New(cluster.Config{
 		Dir: filepath.Join(l.dir, id), Wire: n.wire, Local: n.Host, Logger: l.Log.With("node", id),
@@ -75,16 +81,17 @@ func (l *Lab) Start(id string) *Node {
 		Peer: func(_ context.Context, to string) (api.Engine, error) { return l.engine(id, to) },
 	})
 	n.wire.SetAllow(n.Allow)
-	go func() {
-		defer close(n.done)
-		if err := n.Run(ctx); err != nil {
-			l.t.Errorf("node %s: %v", id, err)
-		}
-	}()
-	l.mu.Lock()
-	l.nodes[id] = n
-	l.mu.Unlock()
-	return n
+	return n, func() {
+		go func() {
+			defer close(n.done)
+			if err := n.Run(ctx); err != nil {
+				l.t.Errorf("node %s: %v", id, err)
+			}
+		}()
+		l.mu.Lock()
+		l.nodes[id] = n
+		l.mu.Unlock()
+	}
 }
 
 // engine is the engine of a node, if another node can reach it.

@@ -272,6 +272,25 @@ func TestJoining(t *testing.T) {
 	})
 }
 
+// TestJoiningFirst: whoever asks to join before the node has looked whether it is in a
+// cluster already is let in, and told so.
+func TestJoiningFirst(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		a := l.Form(t.Context(), "a")[0]
+		token, err := a.Token(t.Context())
+		require.NoError(t, err)
+		b, run := l.Make("b")
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		joined := make(chan error, 1)
+		go func() { joined <- b.Join(ctx, token) }()
+		<-time.After(30 * time.Second) // for all that joining can do by itself
+		run()
+		require.NoError(t, <-joined)
+		require.True(t, b.Member())
+	})
+}
+
 func TestLeaving(t *testing.T) {
 	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
 		nodes := l.Form(t.Context(), "a", "b", "c")
