@@ -305,8 +305,10 @@ func TestRenameThatTheNodeDoesNotHear(t *testing.T) {
 	})
 }
 
-// TestMostRestartAtOnce: four of five stop and start again, over and over, with a log
-// but without a snapshot to begin from. All of them follow the leader again each time.
+// TestMostRestartAtOnce: four of five stop and start again, over and over. All of them
+// follow the leader again each time. Here its first word to a replica covers the whole
+// log; what becomes of one that hears only of a part is for TestReplayForgetsNobody in
+// package cluster.
 func TestMostRestartAtOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
 		ids := []string{"a", "b", "c", "d", "e"}
