@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,10 +81,24 @@ func (k *taker) run(ctx context.Context) {
 			return
 		}
 		lost[desk] = time.Now()
+		k.lose(desk)
 		if k.turn = k.asking != nil; !k.turn && k.pause(ctx, claimTime) {
 			return
 		}
 	}
+}
+
+// lose takes a desk that was lost from those who were to give the blob, unless something
+// came lately: if that was the node whose turn it was, nobody is to wait for it.
+func (k *taker) lose(desk string) {
+	named := k.named
+	k.named = slices.DeleteFunc(slices.Clone(named), func(id string) bool { return id == desk })
+	left := k.named
+	k.s.later(func() {
+		recent := time.Since(k.s.last) < turnPatience
+		k.served.Store(k.s.isServed(left))
+		k.fed.Store(k.s.isFed(left) || recent && k.s.isFed(named))
+	})
 }
 
 // pause waits; true says that the fetch has ended.
@@ -290,7 +305,7 @@ func (k *taker) settle(ctx context.Context) {
 	switch {
 	case k.asking != nil && (!k.turn || k.isHere()):
 		k.stop()
-	case k.turn && k.asking == nil && k.failed == nil && !k.isHere():
+	case k.turn && k.asking == nil && k.failed == nil && !k.isHere() && k.s.progress.gap(0) < k.f.pieces:
 		ctx, stop := context.WithCancel(ctx)
 		ended := make(chan error, 1)
 		k.asking, k.stop = ended, stop

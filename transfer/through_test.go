@@ -308,7 +308,7 @@ func TestThroughTurnPasses(t *testing.T) {
 						continue
 					}
 					require.NoError(t, errs[id], id)
-					require.Less(t, done[id], 8*time.Second, "size/rate is 3 s, and whoever had nothing under way from the one that is lost hears of it from the desk")
+					require.Less(t, done[id], 7*time.Second, "size/rate is 3 s, and whoever had nothing under way from the one that is lost hears of it from the desk")
 				}
 				t.Logf("%v of %d bytes left the registry; %v", o.gave, len(b), done)
 				require.Less(t, o.total(), int64(len(b))+1<<20, "what had arrived isn't asked for again")
