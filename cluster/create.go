@@ -164,7 +164,7 @@ func newID() string {
 func (p *creation) summary() container.Summary {
 	s := container.Summary{
 		Image: p.Config.Image, ImageID: p.image.id, Labels: p.Config.Labels,
-		Command: strings.Join(append(slices.Clone([]string(p.Config.Entrypoint)), p.Config.Cmd...), " "),
+		Command: strings.Join(append(slices.Clone(p.Config.Entrypoint), p.Config.Cmd...), " "),
 		State:   container.StateCreated,
 	}
 	s.HostConfig.NetworkMode = string(p.HostConfig.NetworkMode)

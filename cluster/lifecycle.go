@@ -173,7 +173,7 @@ func (r *Router) RenameContainer(ctx context.Context, id, name string) error {
 		if undone != nil {
 			// The class stays that of the failure: the refusal to undo doesn't mean
 			// that nothing happened.
-			return fmt.Errorf("%w; its name stays %s: %v", err, name, undone)
+			return fmt.Errorf("%w; its name stays %s: %s", err, name, undone.Error())
 		}
 		return err
 	})

@@ -23,7 +23,7 @@ func (r *Router) ListContainers(ctx context.Context, o api.ListOptions) ([]conta
 	v := r.reader.View()
 	now := time.Now()
 	o.Filters = r.ancestors(v, o.Filters)
-	found, err := listing.Containers(summaries(v, now), o, now)
+	found, err := listing.Containers(summaries(v, now), o)
 	if err != nil || !o.Size {
 		return found, err
 	}

@@ -23,14 +23,12 @@ import (
 
 // env is what all tests share: one lab of three with the test images on node 1.
 type env struct {
-	lab      *lab.Lab
-	shoal    string
-	docker   string // the newest docker client there is
-	busybox  string // archives
-	web      string
-	counter  atomic.Int64
-	failed   atomic.Bool
-	keepLogs string
+	lab     *lab.Lab
+	shoal   string
+	docker  string // the newest docker client there is
+	busybox string // archives
+	web     string
+	counter atomic.Int64
 }
 
 var shared *env //nolint:gochecknoglobals // a lab takes seconds to start; tests share one

@@ -92,10 +92,10 @@ func (r *replayed) Close() error {
 // ended is a session in which nothing comes.
 type ended struct{}
 
-func (ended) Read([]byte) (int, error)    { return 0, io.EOF }
-func (ended) Write(p []byte) (int, error) { return 0, io.ErrClosedPipe }
-func (ended) CloseWrite() error           { return nil }
-func (ended) Close() error                { return nil }
+func (ended) Read([]byte) (int, error)  { return 0, io.EOF }
+func (ended) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+func (ended) CloseWrite() error         { return nil }
+func (ended) Close() error              { return nil }
 
 // ResizeContainer implements api.Terminals.
 func (n *Node) ResizeContainer(ctx context.Context, id string, s api.TerminalSize) error {

@@ -85,7 +85,7 @@ func (n *Node) finish(c *ctr, task runtime.Task, exit runtime.Exit) {
 	case restart:
 		n.restartLater(c, up)
 	case r.HostConfig.AutoRemove && !keep:
-		n.remove(c, true)
+		n.autoRemove(c)
 	}
 }
 

@@ -29,7 +29,7 @@ func (n *Node) ListContainers(ctx context.Context, o api.ListOptions) ([]contain
 	if err != nil {
 		return nil, err
 	}
-	return listing.Containers(all, n.widen(ctx, o), time.Now())
+	return listing.Containers(all, n.widen(ctx, o))
 }
 
 // widen adds to a filter by ancestor the IDs of what its references mean now.

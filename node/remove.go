@@ -102,6 +102,13 @@ func (n *Node) remove(c *ctr, withVolumes bool) error {
 	return nil
 }
 
+// autoRemove removes a container that was run with --rm.
+func (n *Node) autoRemove(c *ctr) {
+	if err := n.remove(c, true); err != nil {
+		n.log.Error("remove a container that has ended", "container", c.id, "err", err)
+	}
+}
+
 // discard removes all that is left of a container on the host, its directory
 // last: that is how the next agent finds what could not be removed.
 func (n *Node) discard(r record) {

@@ -3,7 +3,6 @@ package node
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"strings"
 	"sync"
@@ -222,7 +221,7 @@ func (d *detachable) Write(p []byte) (int, error) {
 	}
 	if detached {
 		d.onDetach()
-		return n, errors.Join(d.Duplex.Close())
+		return n, d.Duplex.Close()
 	}
 	return n, nil
 }

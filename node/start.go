@@ -221,7 +221,7 @@ func (n *Node) failStart(c *ctr, cause error) error {
 		n.log.Error("write down a failed start", "container", c.id, "err", err)
 	}
 	if remove {
-		n.remove(c, true)
+		n.autoRemove(c)
 	}
 	return cause
 }

@@ -54,7 +54,7 @@ func TestRealAbandoned(t *testing.T) {
 	h := newRealHost(t)
 	first, kill := h.node(t)
 	loadBusybox(t, first)
-	make := func(name string, host *container.HostConfig, script string) string {
+	create := func(name string, host *container.HostConfig, script string) string {
 		r, err := first.CreateContainer(t.Context(), api.CreateOptions{Name: name, HostConfig: host, Config: &container.Config{
 			Image: "busybox", Cmd: []string{"sh", "-c", script}, OpenStdin: true,
 		}})
@@ -69,12 +69,12 @@ func TestRealAbandoned(t *testing.T) {
 		return &host
 	}
 	const until = "echo began; while [ ! -e /go/%s ]; do sleep 0.05; done; echo over; exit %d"
-	stays := make("stays", shared(container.HostConfig{
+	stays := create("stays", shared(container.HostConfig{
 		PortBindings: network.PortMap{network.MustParsePort("80/tcp"): {{HostPort: "8088"}}},
 	}), fmt.Sprintf(until, "stays", 0))
-	ends := make("ends", shared(container.HostConfig{}), fmt.Sprintf(until, "ends", 7))
-	brief := make("brief", shared(container.HostConfig{AutoRemove: true}), fmt.Sprintf(until, "ends", 8))
-	again := make("again", shared(container.HostConfig{RestartPolicy: container.RestartPolicy{Name: "on-failure"}}),
+	ends := create("ends", shared(container.HostConfig{}), fmt.Sprintf(until, "ends", 7))
+	brief := create("brief", shared(container.HostConfig{AutoRemove: true}), fmt.Sprintf(until, "ends", 8))
+	again := create("again", shared(container.HostConfig{RestartPolicy: container.RestartPolicy{Name: "on-failure"}}),
 		"[ -e /go/ends ] && exec sleep 1000; "+fmt.Sprintf(until, "ends", 9))
 	for _, id := range []string{stays, ends, brief, again} {
 		require.Eventually(t, func() bool { return allLogs(t, first, id) == "began\n" }, 20*time.Second, time.Millisecond)

@@ -341,7 +341,7 @@ func (f *Fake) ListContainers(ctx context.Context, o api.ListOptions) ([]contain
 			}
 		}
 	}
-	found, err := listing.Containers(f.summaries(), o, time.Now())
+	found, err := listing.Containers(f.summaries(), o)
 	if err != nil {
 		return nil, err
 	}

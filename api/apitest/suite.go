@@ -31,7 +31,7 @@ const limit = 2 * time.Minute
 
 // Run holds an engine against the contract. make is called for every test and may
 // return the same engine each time.
-func Run(t *testing.T, make func(t *testing.T) Target) {
+func Run(t *testing.T, target func(t *testing.T) Target) {
 	for _, group := range []struct {
 		name  string
 		tests map[string]func(*suite)
@@ -45,7 +45,7 @@ func Run(t *testing.T, make func(t *testing.T) Target) {
 				t.Run(name, func(t *testing.T) {
 					ctx, cancel := context.WithTimeout(t.Context(), limit)
 					defer cancel()
-					s := &suite{T: t, ctx: ctx, Target: make(t), label: fmt.Sprintf("shoal-test-%d", rand.Uint64())}
+					s := &suite{T: t, ctx: ctx, Target: target(t), label: fmt.Sprintf("shoal-test-%d", rand.Uint64())}
 					s.holdBusybox()
 					test(s)
 				})

@@ -2,6 +2,7 @@ package apiv1
 
 import (
 	"context"
+	"errors"
 	"io"
 	"iter"
 	"sync"
@@ -22,7 +23,7 @@ func All[T any](s Stream[T]) iter.Seq2[T, error] {
 		defer s.Close()
 		for {
 			v, err := s.Recv()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return
 			}
 			if !yield(v, err) || err != nil {

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/moby/moby/api/types/container"
 
@@ -30,7 +29,7 @@ var containerFilters = []string{
 //
 // Errors are InvalidArgument for a filter that makes no sense and NotFound for a
 // before or since that names no container. all itself is left untouched.
-func Containers(all []container.Summary, o api.ListOptions, now time.Time) ([]container.Summary, error) {
+func Containers(all []container.Summary, o api.ListOptions) ([]container.Summary, error) {
 	if err := o.Filters.Only(containerFilters...); err != nil {
 		return nil, err
 	}

@@ -55,7 +55,7 @@ func five() []container.Summary {
 func shown(t *testing.T, o api.ListOptions) string {
 	t.Helper()
 	all := five()
-	got, err := Containers(all, o, now)
+	got, err := Containers(all, o)
 	require.NoError(t, err)
 	require.Equal(t, five(), all, "the input is left alone")
 	names := ""
@@ -106,7 +106,7 @@ func TestContainersRefuseWhatMakesNoSense(t *testing.T) {
 		{"is-task", "x", "invalid filter 'is-task=[x]'"}, {"publish", "x", "invalid filter 'publish=x'"},
 		{"expose", "9-8", "invalid filter 'expose=9-8'"}, {"before", "nosuch", "No such container: nosuch"},
 	} {
-		_, err := Containers(five(), api.ListOptions{Filters: api.Filters{c.key: {c.value}}}, now)
+		_, err := Containers(five(), api.ListOptions{Filters: api.Filters{c.key: {c.value}}})
 		require.Error(t, err, c.key)
 		assert.Contains(t, err.Error(), c.text)
 		assert.True(t, errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err), "%v", err)
@@ -117,7 +117,7 @@ func TestAnyListingIsPartOfAllInOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		all := five()
 		rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)).Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-		whole, err := Containers(all, api.ListOptions{All: true}, now)
+		whole, err := Containers(all, api.ListOptions{All: true})
 		if err != nil || len(whole) != len(all) {
 			t.Fatal(err, len(whole))
 		}
@@ -125,7 +125,7 @@ func TestAnyListingIsPartOfAllInOrder(t *testing.T) {
 			t.Fatal("not newest first")
 		}
 		o := api.ListOptions{All: rapid.Bool().Draw(t, "all"), Limit: rapid.IntRange(0, 6).Draw(t, "limit")}
-		part, err := Containers(all, o, now)
+		part, err := Containers(all, o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -351,7 +351,7 @@ func FuzzContainersFilter(f *testing.F) {
 		if err != nil {
 			return
 		}
-		got, err := Containers(five(), api.ListOptions{All: true, Filters: filters}, now)
+		got, err := Containers(five(), api.ListOptions{All: true, Filters: filters})
 		if err != nil && (got != nil || api.Status(err) == 500) {
 			t.Fatalf("%d containers and %v", len(got), err)
 		}

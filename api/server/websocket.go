@@ -57,7 +57,7 @@ func fromWebsocket(ctx context.Context, ws *websocket.Conn, s api.Session, stdin
 		if err != nil {
 			return
 		}
-		w := io.Writer(io.Discard)
+		w := io.Discard
 		if stdin {
 			w = s
 		}

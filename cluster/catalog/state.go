@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -128,7 +129,7 @@ func (s *State) applyLocked(index uint64, batch []entry) ([]outcome, error) {
 		r, err := f(tx{t, e.at, e.seed}, e.body)
 		r.Index = index
 		out[i] = outcome{r, err}
-		if broken, ok := err.(*corruptError); ok {
+		if broken := (*corruptError)(nil); errors.As(err, &broken) {
 			return nil, fmt.Errorf("apply command kind %d at index %d: %w", e.kind, index, broken)
 		}
 	}

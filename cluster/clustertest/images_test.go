@@ -166,26 +166,26 @@ func TestPorts(t *testing.T) {
 	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
 		nodes := l.Form(t.Context(), "a", "b", "c")
 		load(t, nodes[0].Engine())
-		make := func(n *clustertest.Node, name, host string) (string, error) {
+		create := func(n *clustertest.Node, name, host string) (string, error) {
 			p := network.MustParsePort("80/tcp")
 			c, err := n.Engine().CreateContainer(t.Context(), api.CreateOptions{Name: name,
 				Config:     &container.Config{Image: "busybox", Cmd: []string{"sleep", "10000"}},
 				HostConfig: &container.HostConfig{PortBindings: network.PortMap{p: {{HostPort: host}}}}})
 			return c.ID, err
 		}
-		id, err := make(nodes[0], "web", "8080")
+		id, err := create(nodes[0], "web", "8080")
 		require.NoError(t, err)
 		require.NoError(t, nodes[1].Engine().StartContainer(t.Context(), "web", api.StartOptions{}))
-		_, err = make(nodes[1], "other", "8080")
+		_, err = create(nodes[1], "other", "8080")
 		require.EqualError(t, err, "driver failed programming external connectivity on endpoint other: Bind for 0.0.0.0:8080 failed: port is already allocated")
 		require.NoError(t, nodes[2].Engine().StopContainer(t.Context(), id, api.StopOptions{Timeout: new(int)}))
-		other, err := make(nodes[1], "other", "8080")
+		other, err := create(nodes[1], "other", "8080")
 		require.NoError(t, err, "an ended container holds no port")
 		require.ErrorContains(t, nodes[0].Engine().StartContainer(t.Context(), "web", api.StartOptions{}), "port is already allocated")
 		require.NoError(t, nodes[0].Engine().RemoveContainer(t.Context(), other, api.RemoveOptions{}))
 		require.NoError(t, nodes[0].Engine().StartContainer(t.Context(), "web", api.StartOptions{}))
 
-		free, err := make(nodes[2], "free", "")
+		free, err := create(nodes[2], "free", "")
 		require.NoError(t, err)
 		c, err := nodes[0].Reader().View().Container(free)
 		require.NoError(t, err)

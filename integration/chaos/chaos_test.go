@@ -40,7 +40,7 @@ func TestChaos(t *testing.T) {
 	ctx, stop := signal.NotifyContext(t.Context(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	seeds, until := plan(t)
-	l := up(t, ctx)
+	l := up(ctx, t)
 	ops, unclear := 0, 0
 	for i := 0; i == 0 || i < len(seeds) || time.Now().Before(until); i++ {
 		seed := rand.Uint64()
@@ -99,7 +99,7 @@ func readSeeds(t *testing.T) []uint64 {
 
 // up makes a lab with the image on its first node. It goes with the test, and labs
 // that earlier processes left behind go too.
-func up(t *testing.T, ctx context.Context) *lab.Lab {
+func up(ctx context.Context, t *testing.T) *lab.Lab {
 	sweep(t)
 	root, err := filepath.Abs("../..")
 	require.NoError(t, err)

@@ -79,10 +79,7 @@ func (c *chaser) Read(b []byte) (int, error) {
 	}
 }
 
-func (c *chaser) pass(n int64) error {
-	c.at += n
-	return nil
-}
+func (c *chaser) pass(n int64) { c.at += n }
 
 // ahead is the unpacking of what looks like a layer, begun before it is known for one.
 type ahead struct {

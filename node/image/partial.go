@@ -426,10 +426,7 @@ func (r *follower) Read(b []byte) (int, error) {
 	}
 }
 
-func (r *follower) pass(n int64) error {
-	r.off += n
-	return nil
-}
+func (r *follower) pass(n int64) { r.off += n }
 
 // digest is the blob's, for who has followed to its end.
 func (r *follower) digest() digest.Digest { return r.p.want.Digest }

@@ -19,8 +19,8 @@ const tarBlock = 512
 // rawTar reads a tar, passes over what files contain, and knows where it is.
 type rawTar struct {
 	r    io.Reader
-	skip func(n int64) error // of r; nil if it has to be read
-	buf  []byte              // was read of r, and not of this
+	skip func(n int64) // of r; nil if it has to be read
+	buf  []byte        // was read of r, and not of this
 	mem  [8 * tarBlock]byte
 	at   int64 // of the next byte
 	left int64 // how many there may be
@@ -34,7 +34,7 @@ type rawTar struct {
 type skipper interface {
 	io.Reader
 	// pass goes n bytes further, also beyond the end: the next Read finds out.
-	pass(n int64) error
+	pass(n int64)
 }
 
 func newRawTar(r io.Reader, limit int64) *rawTar {
@@ -49,7 +49,7 @@ func newRawTar(r io.Reader, limit int64) *rawTar {
 func (t *rawTar) peek(n int) ([]byte, error) {
 	m, err := readFull(t.r, t.mem[:n])
 	t.buf = t.mem[:m]
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = nil
 	}
 	return t.buf, err
@@ -105,7 +105,8 @@ func (t *rawTar) Seek(n int64, whence int) (int64, error) {
 	if n == 0 {
 		return t.at, nil
 	}
-	return t.at, t.skip(n)
+	t.skip(n)
+	return t.at, nil
 }
 
 // errPadding means that contents can't be used as they lie in a tar.

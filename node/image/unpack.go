@@ -310,10 +310,10 @@ type skipped struct {
 	s skipper
 }
 
-func (c *skipped) pass(n int64) error {
+func (c *skipped) pass(n int64) {
 	c.n += n
 	c.tell(c.n)
-	return c.s.pass(n)
+	c.s.pass(n)
 }
 
 // commitLayer makes a staged layer one of the store's. Those below are.

@@ -22,10 +22,9 @@ func newIPAM(subnet netip.Prefix) *ipam {
 	return p
 }
 
-func (p *ipam) base() uint32    { return toUint(p.subnet.Addr()) }
-func (p *ipam) first() uint32   { return p.base() + 2 }
-func (p *ipam) last() uint32    { return p.base() + 1<<(32-p.subnet.Bits()) - 2 } // without the broadcast address
-func (p *ipam) gateway() uint32 { return p.base() + 1 }
+func (p *ipam) base() uint32  { return toUint(p.subnet.Addr()) }
+func (p *ipam) first() uint32 { return p.base() + 2 }
+func (p *ipam) last() uint32  { return p.base() + 1<<(32-p.subnet.Bits()) - 2 } // without the broadcast address
 
 // take leases the next free address. It starts behind the one leased last, so that an
 // address given back rests until all others have had their turn: connections and caches

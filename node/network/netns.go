@@ -44,14 +44,6 @@ func (h host) do(f func() error) error {
 	return inNamespace(h.ns, f)
 }
 
-// file opens the namespace, to name it to the kernel.
-func (h host) file() (*os.File, error) {
-	if h.ns == nil {
-		return os.Open(threadNetns)
-	}
-	return os.Open(fmt.Sprintf("/proc/self/fd/%d", h.ns.Fd()))
-}
-
 // inNamespace runs f on a thread of its own in a network namespace.
 func inNamespace(ns *os.File, f func() error) error {
 	return onOwnThread(func() error {

@@ -99,13 +99,12 @@ func (s *Server) unsupported(w http.ResponseWriter, r *http.Request, k kind) err
 }
 
 // json answers with a document.
-func (c *call) json(status int, mediaType string, v any) error {
+func (c *call) json(mediaType string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
 	c.w.Header().Set("Content-Type", mediaType)
-	c.w.WriteHeader(status)
 	_, _ = c.w.Write(append(b, '\n')) // a client that is gone needs no answer
 	return nil
 }

@@ -62,16 +62,6 @@ func withTag(n reference.Named, tag string) (reference.NamedTagged, error) {
 	return t, nil
 }
 
-// has says whether a name is of the repository.
-func (r repository) has(n reference.Named) bool {
-	for _, own := range r.read {
-		if own.Name() == n.Name() {
-			return true
-		}
-	}
-	return false
-}
-
 // resolve says what a tag means.
 func (c *call) resolve(ctx context.Context, tag string) (digest.Digest, error) {
 	for _, n := range c.repo.read {

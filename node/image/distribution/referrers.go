@@ -3,7 +3,6 @@ package distribution
 import (
 	"context"
 	"encoding/json"
-	"net/http"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -34,7 +33,7 @@ func (c *call) referrers() error {
 		list = slices.DeleteFunc(list, func(d ocispec.Descriptor) bool { return d.ArtifactType != want })
 		c.w.Header().Set("OCI-Filters-Applied", "artifactType")
 	}
-	return c.json(http.StatusOK, ocispec.MediaTypeImageIndex, index(list))
+	return c.json(ocispec.MediaTypeImageIndex, index(list))
 }
 
 func index(list []ocispec.Descriptor) ocispec.Index {

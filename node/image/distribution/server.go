@@ -239,4 +239,4 @@ var handlers = map[kind]map[string]func(*call) error{ //nolint:gochecknoglobals 
 	kindReferrers: {"GET": (*call).referrers, "HEAD": (*call).referrers},
 }
 
-func (c *call) base() error { return c.json(http.StatusOK, "application/json", struct{}{}) }
+func (c *call) base() error { return c.json("application/json", struct{}{}) }

@@ -28,7 +28,7 @@ func (c *call) tags() error {
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, "application/json", struct {
+	return c.json("application/json", struct {
 		Name string   `json:"name"`
 		Tags []string `json:"tags"`
 	}{c.repo.path, page})
@@ -50,7 +50,7 @@ func (c *call) catalog() error {
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, "application/json", struct {
+	return c.json("application/json", struct {
 		Repositories []string `json:"repositories"`
 	}{page})
 }

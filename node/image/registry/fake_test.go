@@ -95,11 +95,12 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/v2/" {
 		return
 	}
-	repo, what, ok := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/manifests/")
+	_, what, ok := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/manifests/")
 	if ok {
 		s.serveManifest(w, r, what)
 		return
 	}
+	var repo string
 	if repo, what, ok = strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/uploads/"); ok {
 		s.serveUpload(w, r, repo, what)
 		return
