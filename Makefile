@@ -74,7 +74,7 @@ fmt: ## Format the code
 lint: ## Import arrows and style (golangci-lint if installed, else vet and gofmt)
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
 	$(GO) vet -tags '$(TAGS)' ./...
-	@if command -v golangci-lint >/dev/null; then golangci-lint run; fi
+	@if command -v golangci-lint >/dev/null; then golangci-lint run --build-tags '$(TAGS)'; fi
 
 tidy-check: ## go.mod and go.sum say what the code needs
 	$(GO) mod tidy -diff

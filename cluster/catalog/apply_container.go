@@ -251,19 +251,26 @@ func containerTags(t tx, c ContainerTags) (Result, error) {
 	return Result{}, put(t, tableContainer, &x)
 }
 
+// advance notes that a node's report number seq is in, of the kind that field picks.
+// One that came late, or twice, isn't fresh and changes nothing.
+func advance(t tx, nodeID string, seq uint64, field func(*nodeSeq) *uint64) (fresh bool, err error) {
+	if _, ok := first[Node](t.Txn, tableNode, "id", nodeID); !ok {
+		return false, api.NotFound("node %s not found", nodeID)
+	}
+	now := nodeSeq{NodeID: nodeID}
+	if s, ok := first[nodeSeq](t.Txn, tableSeq, "id", nodeID); ok {
+		now = *s
+	}
+	if seq <= *field(&now) {
+		return false, nil
+	}
+	*field(&now) = seq
+	return true, put(t, tableSeq, &now)
+}
+
 func putContainers(t tx, c PutContainers) (Result, error) {
-	seq := nodeSeq{NodeID: c.NodeID}
-	if s, ok := first[nodeSeq](t.Txn, tableSeq, "id", c.NodeID); ok {
-		seq = *s
-	}
-	if _, ok := first[Node](t.Txn, tableNode, "id", c.NodeID); !ok {
-		return Result{}, api.NotFound("node %s not found", c.NodeID)
-	}
-	if c.Seq <= seq.Containers {
-		return Result{}, nil
-	}
-	seq.Containers = c.Seq
-	if err := put(t, tableSeq, &seq); err != nil {
+	fresh, err := advance(t, c.NodeID, c.Seq, func(s *nodeSeq) *uint64 { return &s.Containers })
+	if err != nil || !fresh {
 		return Result{}, err
 	}
 	listed := map[string]bool{}
@@ -290,7 +297,7 @@ func putContainers(t tx, c PutContainers) (Result, error) {
 			return Result{}, err
 		}
 	}
-	return Result{Seq: seq.Containers}, nil
+	return Result{Seq: c.Seq}, nil
 }
 
 // report merges what a node says of one container into what is claimed: name,

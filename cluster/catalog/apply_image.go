@@ -3,18 +3,8 @@ package catalog
 import "github.com/shoal-engine/shoal/api"
 
 func putImages(t tx, c PutImages) (Result, error) {
-	if _, ok := first[Node](t.Txn, tableNode, "id", c.NodeID); !ok {
-		return Result{}, api.NotFound("node %s not found", c.NodeID)
-	}
-	seq := nodeSeq{NodeID: c.NodeID}
-	if s, ok := first[nodeSeq](t.Txn, tableSeq, "id", c.NodeID); ok {
-		seq = *s
-	}
-	if c.Seq <= seq.Images {
-		return Result{}, nil
-	}
-	seq.Images = c.Seq
-	if err := put(t, tableSeq, &seq); err != nil {
+	fresh, err := advance(t, c.NodeID, c.Seq, func(s *nodeSeq) *uint64 { return &s.Images })
+	if err != nil || !fresh {
 		return Result{}, err
 	}
 	listed := map[string]bool{}
@@ -47,7 +37,7 @@ func putImages(t tx, c PutImages) (Result, error) {
 			return Result{}, err
 		}
 	}
-	return Result{Seq: seq.Images}, nil
+	return Result{Seq: c.Seq}, nil
 }
 
 func setRef(t tx, c SetRef) (Result, error) {

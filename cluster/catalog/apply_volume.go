@@ -42,18 +42,8 @@ func releaseVolume(t tx, c ReleaseVolume) (Result, error) {
 }
 
 func putVolumes(t tx, c PutVolumes) (Result, error) {
-	if _, ok := first[Node](t.Txn, tableNode, "id", c.NodeID); !ok {
-		return Result{}, api.NotFound("node %s not found", c.NodeID)
-	}
-	seq := nodeSeq{NodeID: c.NodeID}
-	if s, ok := first[nodeSeq](t.Txn, tableSeq, "id", c.NodeID); ok {
-		seq = *s
-	}
-	if c.Seq <= seq.Volumes {
-		return Result{}, nil
-	}
-	seq.Volumes = c.Seq
-	if err := put(t, tableSeq, &seq); err != nil {
+	fresh, err := advance(t, c.NodeID, c.Seq, func(s *nodeSeq) *uint64 { return &s.Volumes })
+	if err != nil || !fresh {
 		return Result{}, err
 	}
 	known := map[string]*Volume{}
@@ -88,5 +78,5 @@ func putVolumes(t tx, c PutVolumes) (Result, error) {
 			}
 		}
 	}
-	return Result{Seq: seq.Volumes}, nil
+	return Result{Seq: c.Seq}, nil
 }
