@@ -29,9 +29,14 @@ type Target struct {
 // limit is what one test may take, the slowest engine and a busy machine included.
 const limit = 2 * time.Minute
 
-// Run holds an engine against the contract. make is called for every test and may
+// Run holds an engine against the contract. target is called for every test and may
 // return the same engine each time.
 func Run(t *testing.T, target func(t *testing.T) Target) {
+	RunIn(t, func(t *testing.T, test func(t *testing.T)) { test(t) }, target)
+}
+
+// RunIn is Run with something around every test, such as a bubble of fake time.
+func RunIn(t *testing.T, around func(t *testing.T, test func(t *testing.T)), target func(t *testing.T) Target) {
 	for _, group := range []struct {
 		name  string
 		tests map[string]func(*suite)
@@ -43,11 +48,13 @@ func Run(t *testing.T, target func(t *testing.T) Target) {
 		t.Run(group.name, func(t *testing.T) {
 			for name, test := range group.tests {
 				t.Run(name, func(t *testing.T) {
-					ctx, cancel := context.WithTimeout(t.Context(), limit)
-					defer cancel()
-					s := &suite{T: t, ctx: ctx, Target: target(t), label: fmt.Sprintf("shoal-test-%d", rand.Uint64())}
-					s.holdBusybox()
-					test(s)
+					around(t, func(t *testing.T) {
+						ctx, cancel := context.WithTimeout(t.Context(), limit)
+						defer cancel()
+						s := &suite{T: t, ctx: ctx, Target: target(t), label: fmt.Sprintf("shoal-test-%d", rand.Uint64())}
+						s.holdBusybox()
+						test(s)
+					})
 				})
 			}
 		})

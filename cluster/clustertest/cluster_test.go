@@ -27,11 +27,11 @@ func inBubble(t *testing.T, f func(t *testing.T, l *clustertest.Lab)) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		l := clustertest.New(t, dir)
-		defer func() {
+		t.Cleanup(func() {
 			l.Close()
 			// Gossip's last probes notice by time-outs that their node has ended.
 			<-time.After(time.Minute)
-		}()
+		})
 		f(t, l)
 	})
 }
