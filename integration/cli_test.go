@@ -71,7 +71,7 @@ func TestExitCodes(t *testing.T) {
 		c := name(t)
 		done := make(chan result, 1)
 		go func() { done <- docker(t, n, "run", "--name", c, "busybox", "sleep", "1000") }()
-		within(t, 10*time.Second, "the container's running", func() bool {
+		within(t, time.Minute, "the container's running", func() bool {
 			return ok(t, n%3+1, "ps", "-q", "--filter", "name="+c) != ""
 		})
 		ok(t, n%3+1, "kill", c)
@@ -220,7 +220,7 @@ func (x *term) send(s string) {
 // expect reads until the text came, and forgets everything up to it.
 func (x *term) expect(text string) {
 	x.t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(time.Minute)
 	for {
 		if _, rest, ok := strings.Cut(x.buf, text); ok {
 			x.buf = rest

@@ -82,7 +82,7 @@ func TestImageCopy(t *testing.T) {
 	require.Zero(t, r.code, r.err)
 	require.Contains(t, r.out, "node1\tAlready there")
 	require.Contains(t, r.out, "node2\tComplete")
-	within(t, 10*time.Second, "three holders", func() bool {
+	within(t, time.Minute, "three holders", func() bool {
 		return strings.Count(shoal(t, 1, "image", "where", "copied:1").out, "copied:1") == 3
 	})
 	ok(t, 1, "rmi", "copied:1")
@@ -91,7 +91,7 @@ func TestImageCopy(t *testing.T) {
 func TestImageVerify(t *testing.T) {
 	ok(t, 1, "load", "-q", "-i", uniqueImage(t, "checked:1"))
 	require.Zero(t, shoal(t, 1, "image", "copy", "checked:1", "node2").code)
-	within(t, 10*time.Second, "two holders", func() bool {
+	within(t, time.Minute, "two holders", func() bool {
 		return strings.Count(shoal(t, 2, "image", "where", "checked:1").out, "checked:1") == 2
 	})
 	type checked struct{ Kind, Digest, State, Why string }
@@ -170,7 +170,7 @@ func TestTransportPlugin(t *testing.T) {
 	a, b := cluster(), cluster()
 	r := runCommand(t, a.command(t.Context(), 1, "load", "-q", "-i", uniqueImage(t, "carried:1")))
 	require.Zero(t, r.code, r.err)
-	within(t, 20*time.Second, "the image's blobs in the repository", func() bool {
+	within(t, time.Minute, "the image's blobs in the repository", func() bool {
 		out, _ := exec.Command("git", "--git-dir", repository, "for-each-ref").Output()
 		return strings.Count(string(out), "refs/blobs/sha256/") >= 4 // manifest, config, two layers
 	})

@@ -46,7 +46,7 @@ func TestPrivateImage(t *testing.T) {
 		shoal(t, 1, "image", "public", "secret:1")
 		shoal(t, 1, "tag", "--node", "node2", "vault-")
 	}()
-	within(t, 10*time.Second, "all know", func() bool {
+	within(t, time.Minute, "all know", func() bool {
 		for n := 1; n <= 3; n++ {
 			if !strings.Contains(shoal(t, n, "image", "where", "secret:1").out, "node1, node2") {
 				return false
@@ -81,7 +81,7 @@ func TestPrivateImage(t *testing.T) {
 
 	c := name(t)
 	ok(t, 3, "run", "-d", "--name", c, "-e", "constraint:node!=node1", "secret:1")
-	within(t, 10*time.Second, "node 2 holds it, and only nodes that may", func() bool {
+	within(t, time.Minute, "node 2 holds it, and only nodes that may", func() bool {
 		where := shoal(t, 1, "image", "where", "secret:1").out
 		return strings.Contains(where, "node2 ") && !strings.Contains(where, "node3 ") && !strings.Contains(where, "not to this node")
 	})
@@ -93,7 +93,7 @@ func TestPrivateImage(t *testing.T) {
 	refused(docker(t, 3, "pull", "secret:1"), who)
 	require.Zero(t, shoal(t, 3, "image", "public", "secret:1").code)
 	ok(t, 1, "rm", "-f", c)
-	within(t, 10*time.Second, "it is public", func() bool { return docker(t, 3, "pull", "secret:1").code == 0 })
+	within(t, time.Minute, "it is public", func() bool { return docker(t, 3, "pull", "secret:1").code == 0 })
 	ok(t, 3, "run", "-d", "--name", c, "-e", "constraint:node==node3", "secret:1")
 	ok(t, 1, "rm", "-f", c)
 	ok(t, 1, "rmi", "-f", "secret:1")
@@ -137,7 +137,7 @@ func TestShutOut(t *testing.T) {
 		done := make(chan result, 1)
 		before := arrived(t, l.Data(2))
 		go func() { done <- run(2, shared.docker, "pull", "slow:1") }()
-		within(t, 30*time.Second, "bytes come", func() bool { return arrived(t, l.Data(2)) > before+256<<10 })
+		within(t, time.Minute, "bytes come", func() bool { return arrived(t, l.Data(2)) > before+256<<10 })
 		return done
 	}
 	ended := func(done chan result) result {
@@ -146,7 +146,7 @@ func TestShutOut(t *testing.T) {
 		case r := <-done:
 			require.NotZero(t, r.code, r.out)
 			return r
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("the transfer goes on")
 			return result{}
 		}
@@ -167,7 +167,7 @@ func TestShutOut(t *testing.T) {
 	require.NotContains(t, run(1, shared.shoal, "node", "ls").out, "node2")
 	require.NotZero(t, run(2, shared.docker, "pull", "slow:1").code)
 	require.NoError(t, l.Shape(1, 0))
-	within(t, 20*time.Second, "node 2 knows", func() bool { return !strings.Contains(run(2, shared.shoal, "node", "ls").out, "node1") })
+	within(t, time.Minute, "node 2 knows", func() bool { return !strings.Contains(run(2, shared.shoal, "node", "ls").out, "node1") })
 	r = run(2, shared.shoal, "join", token)
 	require.NotZero(t, r.code)
 	require.Contains(t, r.err, "doesn't take this token")

@@ -49,7 +49,7 @@ func loggedRegistry(t *testing.T, n, port int, password bool, log *os.File) (hos
 		_ = cmd.Wait() // says that it was killed
 	}
 	t.Cleanup(stop)
-	within(t, 20*time.Second, "the registry's answer", func() bool {
+	within(t, time.Minute, "the registry's answer", func() bool {
 		return inside(t, n, "curl", "-sS", "-o", "/dev/null", "-m", "2", "http://"+host+"/v2/").code == 0
 	})
 	return host, stop

@@ -42,7 +42,7 @@ func TestLife(t *testing.T) {
 	require.Equal(t, 3, i.State.ExitCode)
 	require.Equal(t, []string{"3"}, i.Args)
 	require.Contains(t, i.Config.Env, "FROM=image")
-	require.Eventually(t, func() bool { return len(w.busy()) == 0 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(w.busy()) == 0 }, time.Minute, time.Millisecond)
 
 	require.NoError(t, a.RemoveContainer(t.Context(), id, api.RemoveOptions{}))
 	require.EqualValues(t, 3, exitOf(t, removed))
@@ -252,7 +252,7 @@ func TestAutoRemove(t *testing.T) {
 	a.start(t, id)
 	require.EqualValues(t, 4, exitOf(t, wait))
 	a.create(t, "brief", nil, "exit", "0") // its name is free
-	require.Eventually(t, func() bool { return len(w.leftovers()) == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(w.leftovers()) == 1 }, time.Minute, time.Millisecond)
 }
 
 func TestPorts(t *testing.T) {
@@ -344,7 +344,7 @@ func TestRestartPolicies(t *testing.T) {
 	require.Eventually(t, func() bool {
 		i, err := a.InspectContainer(context.Background(), always, api.InspectOptions{})
 		return err == nil && i.RestartCount >= 2
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	require.NoError(t, a.StopContainer(t.Context(), always, api.StopOptions{}))
 	a.state(t, always, container.StateExited)
 	require.NoError(t, a.RemoveContainer(t.Context(), always, api.RemoveOptions{}))

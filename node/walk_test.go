@@ -77,7 +77,7 @@ func TestRealAbandoned(t *testing.T) {
 	again := create("again", shared(container.HostConfig{RestartPolicy: container.RestartPolicy{Name: "on-failure"}}),
 		"[ -e /go/ends ] && exec sleep 1000; "+fmt.Sprintf(until, "ends", 9))
 	for _, id := range []string{stays, ends, brief, again} {
-		require.Eventually(t, func() bool { return allLogs(t, first, id) == "began\n" }, 20*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return allLogs(t, first, id) == "began\n" }, time.Minute, time.Millisecond)
 	}
 	before, err := first.InspectContainer(t.Context(), stays, api.InspectOptions{})
 	require.NoError(t, err)
@@ -101,7 +101,7 @@ func TestRealAbandoned(t *testing.T) {
 	require.Eventually(t, func() bool {
 		i, err := second.InspectContainer(t.Context(), again, api.InspectOptions{})
 		return err == nil && i.RestartCount == 1 && i.State.Status == container.StateRunning
-	}, 20*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	_, err = second.InspectContainer(t.Context(), brief, api.InspectOptions{})
 	require.True(t, errdefs.IsNotFound(err), "its own end removes it: %v", err)
 
@@ -162,7 +162,7 @@ func TestRealVolumes(t *testing.T) {
 	require.Eventually(t, func() bool {
 		after, err := os.ReadDir(n.volumes.root)
 		return err == nil && len(after) == len(before)
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 }
 
 // TestRealTerminal types into a container and leaves it.

@@ -514,7 +514,7 @@ func (a *agent) state(t testing.TB, id string, want container.ContainerState) co
 		var err error
 		i, err = a.InspectContainer(context.Background(), id, api.InspectOptions{})
 		return err == nil && i.State.Status == want
-	}, 10*time.Second, time.Millisecond, "state %s", want)
+	}, time.Minute, time.Millisecond, "state %s", want)
 	return i
 }
 

@@ -253,7 +253,7 @@ func TestHAProxy(t *testing.T) {
 	}
 	eventually := func(host, path, want string) {
 		t.Helper()
-		require.Eventually(t, func() bool { return get(host, path) == want }, 20*time.Second, 10*time.Millisecond,
+		require.Eventually(t, func() bool { return get(host, path) == want }, time.Minute, 10*time.Millisecond,
 			"%s%s: want %q, got %q", host, path, want, get(host, path))
 	}
 	eventually("other", "/", "root /")

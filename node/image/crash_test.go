@@ -56,7 +56,7 @@ func TestWhatWasHalfMadeIsPutAway(t *testing.T) {
 	require.Eventually(t, func() bool {
 		left, err := os.ReadDir(filepath.Join(root, "trash"))
 		return err == nil && len(left) == 0
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	stop()
 	require.NoError(t, <-ran)
 	load(t, s, archiveOf(t, small("app:1", "x")))
@@ -165,7 +165,7 @@ func TestSyncedLayersSurviveAPowerCut(t *testing.T) {
 	ctx, stop := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
 	go func() { ran <- s.Run(ctx) }()
-	require.Eventually(t, func() bool { _, err := os.Stat(filepath.Join(layer, "synced")); return err == nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { _, err := os.Stat(filepath.Join(layer, "synced")); return err == nil }, time.Minute, time.Millisecond)
 	stop()
 	require.NoError(t, <-ran)
 	require.NoError(t, s.Close())
@@ -217,7 +217,7 @@ func TestSweepTakesOnlyWhatNobodyNeeds(t *testing.T) {
 	rctx, stop := context.WithCancel(ctx)
 	ran := make(chan error, 1)
 	go func() { ran <- s.Run(rctx) }()
-	require.Eventually(t, func() bool { _, err := s.Stat(ctx, old); return errdefs.IsNotFound(err) }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { _, err := s.Stat(ctx, old); return errdefs.IsNotFound(err) }, time.Minute, time.Millisecond)
 	stop()
 	require.NoError(t, <-ran)
 	_, err = s.Stat(ctx, fresh)

@@ -74,7 +74,7 @@ func TestNothingInUseIsTaken(t *testing.T) {
 	require.NoError(t, pool[0].load(ctx, s))
 	require.NoError(t, pool[0].use(ctx, s, "wake"))
 	require.NoError(t, second(s.Remove(ctx, pool[0].ref, api.ImageRemoveOptions{Force: true}, nobody)))
-	require.Eventually(t, func() bool { return len(onDisk(t, root, "blobs")) == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(onDisk(t, root, "blobs")) == 0 }, time.Minute, time.Millisecond)
 	stop()
 	require.NoError(t, <-swept)
 }

@@ -196,7 +196,7 @@ func TestLayersAreUnpackedWhileTheyArrive(t *testing.T) {
 			file, e := os.Stat(filepath.Join(name, "first"))
 			return err == nil && image.Size() >= 2<<20 || e == nil && file.Size() == 2<<20
 		})
-	}, 20*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	close(f.gate)
 	require.NoError(t, <-ended)
 	body, err := os.ReadFile(filepath.Join(mount(t, s, "c", img.ID).Path, "second"))

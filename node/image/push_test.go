@@ -63,7 +63,7 @@ func debian(t *testing.T, password bool) (host, root string) {
 			_ = res.Body.Close()
 		}
 		return err == nil
-	}, 20*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	return host, root
 }
 

@@ -88,7 +88,7 @@ func requireLinks(t *testing.T, h *testHost, n *Network, want int) {
 	require.Eventually(t, func() bool {
 		links, err := linksWith(h.nl, vethPrefix(n.cfg.Scope))
 		return err == nil && len(links) == want
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 }
 
 func TestTeardownLeavesNothing(t *testing.T) {

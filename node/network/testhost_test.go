@@ -153,7 +153,7 @@ func ask(netns, addr string) (string, error) {
 			return err
 		}
 		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 			return err
 		}
 		b, err = io.ReadAll(c)
@@ -239,7 +239,7 @@ func dial(t testing.TB, netns, addr string) net.Conn {
 	t.Helper()
 	var c net.Conn
 	require.NoError(t, inPinned(netns, func() (err error) {
-		c, err = net.DialTimeout("tcp4", addr, 5*time.Second)
+		c, err = net.DialTimeout("tcp4", addr, time.Minute)
 		return err
 	}))
 	t.Cleanup(func() { c.Close() })
@@ -248,7 +248,7 @@ func dial(t testing.TB, netns, addr string) net.Conn {
 
 func requireEcho(t testing.TB, c net.Conn, text string) {
 	t.Helper()
-	require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+	require.NoError(t, c.SetDeadline(time.Now().Add(time.Minute)))
 	_, err := io.WriteString(c, text)
 	require.NoError(t, err)
 	b := make([]byte, len(text))

@@ -89,7 +89,7 @@ func TestCloseDeliversThenRefuses(t *testing.T) {
 	got, err := io.ReadAll(from)
 	require.NoError(t, err)
 	require.Equal(t, "last words", string(got))
-	require.NoError(t, from.SetWriteDeadline(time.Now().Add(10*time.Second)))
+	require.NoError(t, from.SetWriteDeadline(time.Now().Add(time.Minute)))
 	buf := make([]byte, 1<<20)
 	for err == nil { // more than any window: a peer that is gone must not block us
 		_, err = from.Write(buf)
@@ -159,13 +159,18 @@ func TestStrangersStreamsAreBounded(t *testing.T) {
 // open; that of a known peer stays.
 func TestIdleStrangerIsCutOff(t *testing.T) {
 	a, b := newHost(t, nil), newHost(t, nil)
-	b.idle = 20 * time.Millisecond
 	a.SetPeer(b.ID(), b.Addrs())
 	l, err := b.Listen(proto)
 	require.NoError(t, err)
 	gone := make(chan string, 1)
 	a.OnDisconnect(func(id string) { gone <- id })
 	from, to := streams(t, a, b, l)
+	b.mu.Lock() // short only now: a busy machine may take longer to open a stream
+	b.idle = 20 * time.Millisecond
+	for _, timer := range b.strangers {
+		timer.Reset(b.idle)
+	}
+	b.mu.Unlock()
 	tick := time.NewTicker(b.idle)
 	defer tick.Stop()
 	for range 5 {
@@ -176,7 +181,7 @@ func TestIdleStrangerIsCutOff(t *testing.T) {
 	require.NoError(t, to.Close())
 	require.NoError(t, from.Close())
 	require.Equal(t, b.ID(), <-gone)
-	require.Eventually(t, func() bool { return len(b.store.PeersWithKeys()) == 1 }, 5*time.Second, time.Millisecond, "nothing is kept of it")
+	require.Eventually(t, func() bool { return len(b.store.PeersWithKeys()) == 1 }, time.Minute, time.Millisecond, "nothing is kept of it")
 
 	b.SetPeer(a.ID(), nil)
 	from, _ = streams(t, a, b, l)
@@ -258,7 +263,7 @@ func TestCloseEndsEverything(t *testing.T) {
 	_ = to
 	require.NoError(t, a.Close())
 	require.NoError(t, b.Close())
-	for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
+	for end := time.Now().Add(time.Minute); runtime.NumGoroutine() > before; runtime.Gosched() {
 		if time.Now().After(end) {
 			buf := make([]byte, 1<<20)
 			t.Fatalf("goroutines are left:\n%s", buf[:runtime.Stack(buf, true)])

@@ -96,7 +96,7 @@ func runPlain(t *testing.T, f *libcontainer.Factory, spec *specs.Spec) []bpf.Ins
 // loadedFilter asks the kernel for a process's filter.
 func loadedFilter(t *testing.T, pid int) []bpf.Instruction {
 	const getFilter = 0x420c // PTRACE_SECCOMP_GET_FILTER
-	soon := func(done func() bool) { require.Eventually(t, done, 10*time.Second, 5*time.Millisecond) }
+	soon := func(done func() bool) { require.Eventually(t, done, time.Minute, 5*time.Millisecond) }
 	soon(func() bool { // a process can't be traced well while it becomes another
 		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 		return err == nil && filepath.Base(exe) == "busybox"

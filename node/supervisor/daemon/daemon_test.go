@@ -87,7 +87,7 @@ func TestDying(t *testing.T) {
 	require.NoError(t, cmd.Start())
 	require.False(t, dying(cmd.Process.Pid))
 	require.NoError(t, cmd.Process.Kill())
-	require.Eventually(t, func() bool { return dying(cmd.Process.Pid) }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return dying(cmd.Process.Pid) }, time.Minute, time.Millisecond)
 	require.Error(t, cmd.Wait())
 	require.True(t, dying(cmd.Process.Pid))
 }
