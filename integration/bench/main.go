@@ -38,6 +38,7 @@ type bench struct {
 	runs                   int
 	cold                   int // nodes that fan-out fills at once
 	minutes                float64
+	holders                int // nodes that ping's image comes from
 	settle                 time.Duration
 	figures                []figure // of the part that runs
 }
@@ -54,6 +55,7 @@ func run() error {
 	runs := flag.Int("runs", 21, "pairs of runs; medians are printed")
 	only := flag.String("only", "", "parts to run, separated by commas: start,load,fanout,delta,dns,tls,coldrun,ping")
 	cold := flag.Int("cold", 7, "fanout: nodes that start the image at once")
+	holders := flag.Int("holders", 1, "ping: nodes that send the image")
 	minutes := flag.Float64("minutes", 1, "ping: how long the links are kept full")
 	picture := flag.String("plot", "", "also draw the figures, as SVG: with -json, all that are in the file")
 	out := flag.String("json", "", "also keep the figures in this file; parts that aren't run stay in it as they are")
@@ -75,7 +77,7 @@ func run() error {
 	defer os.RemoveAll(tmp)
 	b := &bench{
 		root: abs, shoal: filepath.Join(abs, "bin/shoal"), docker: "docker", dockerd: "dockerd",
-		tmp: tmp, runs: *runs, cold: *cold, minutes: *minutes, settle: *settle,
+		tmp: tmp, runs: *runs, cold: *cold, minutes: *minutes, holders: *holders, settle: *settle,
 	}
 	kept := records{}
 	if *out != "" {
@@ -129,8 +131,11 @@ func (b *bench) parts(ctx context.Context, only string, done func(name string, r
 		}
 		fmt.Fprintf(os.Stderr, "%s took %v\n", p.name, time.Since(begin).Round(time.Second))
 		name := p.name
-		if p.name == "fanout" {
+		switch {
+		case p.name == "fanout":
 			name = fmt.Sprintf("fanout of %d", b.cold)
+		case p.name == "ping" && b.holders > 1:
+			name = fmt.Sprintf("ping with %d holders", b.holders)
 		}
 		if err := done(name, record{begin.UTC().Round(time.Second), m, b.figures}); err != nil {
 			return err

@@ -30,14 +30,15 @@ const (
 // ping keeps the link from node 1 to node 2 full by copying an image again and again,
 // and asks node 2 small things meanwhile: what it answers by itself, and what node 1 has
 // to answer, over the full link. Node 3 watches who leads. The peer is a plain TLS
-// stream that keeps the same link full.
+// stream that keeps the same link full. With more holders than one, nodes 3, 4 and so on
+// send the image, too.
 func (b *bench) ping(ctx context.Context) (err error) {
 	archive := filepath.Join(b.tmp, "noise.tar")
 	if err := b.noiseImage(archive, "noise:1", pingSize); err != nil {
 		return err
 	}
 	defer os.Remove(archive)
-	l, err := lab.Up(ctx, "/run/shoal-bench", lab.Options{Nodes: 3, Rate: pingRate, Binary: b.shoal, Out: os.Stderr})
+	l, err := lab.Up(ctx, "/run/shoal-bench", lab.Options{Nodes: max(3, b.holders+1), Rate: pingRate, Binary: b.shoal, Out: os.Stderr})
 	if err != nil {
 		return err
 	}
@@ -48,6 +49,11 @@ func (b *bench) ping(ctx context.Context) (err error) {
 		{"run", "-d", "--name", "far", "-e", "constraint:node==node1", "busybox", "sleep", "100000"},
 	} {
 		if err := b.must(ctx, l.Socket(1), args...); err != nil {
+			return err
+		}
+	}
+	for n := 3; n < b.holders+2; n++ {
+		if err := b.copyTo(ctx, l, "noise:1", fmt.Sprint("node", n)); err != nil {
 			return err
 		}
 	}

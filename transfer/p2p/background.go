@@ -62,7 +62,7 @@ func (b backgrounder) set(c manet.Conn) {
 // Upgrade sees connections that this host opens.
 func (b backgrounder) Upgrade(ctx context.Context, t transport.Transport, c manet.Conn, dir network.Direction, p peer.ID, scope network.ConnManagementScope) (transport.CapableConn, error) {
 	b.set(c)
-	return b.Upgrader.Upgrade(ctx, t, c, dir, p, scope)
+	return b.Upgrader.Upgrade(ctx, t, keepWindow(c), dir, p, scope)
 }
 
 // GateMaListener sees where others open them.
@@ -77,8 +77,9 @@ type backgroundListener struct {
 
 func (l backgroundListener) Accept() (manet.Conn, error) {
 	c, err := l.Listener.Accept()
-	if err == nil {
-		l.b.set(c)
+	if err != nil {
+		return nil, err
 	}
-	return c, err
+	l.b.set(c)
+	return keepWindow(c), nil
 }
