@@ -119,6 +119,9 @@ func (r *Renderer) Once(ctx context.Context) error {
 		return err
 	}
 	r.unloaded = false
+	if r.Reload != "" {
+		r.Logger.Info("reloaded the load balancer", "file", r.File)
+	}
 	return nil
 }
 

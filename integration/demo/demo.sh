@@ -103,7 +103,7 @@ SHOAL_HOST=unix://$LAB/node3/shoal.sock "$SHOAL" resolve --tag lb.host=shop.exam
 
 say "HAProxy's configuration comes from the tags, checked and reloaded only when it changes"
 CFG=$TMP/haproxy.cfg
-RELOAD="$SHOAL lab exec --dir $LAB 1 -- haproxy -D -f $CFG -p $TMP/haproxy.pid -sf \$(cat $TMP/haproxy.pid 2>/dev/null)"
+RELOAD="$SHOAL lab exec --dir $LAB 1 -- haproxy -D -f $CFG -p $TMP/haproxy.pid -sf \$(cat $TMP/haproxy.pid 2>/dev/null) && cp $CFG $TMP/loaded.cfg"
 show "shoal lb --out haproxy.cfg --check 'haproxy -c -f \"\$FILE\"' --reload 'haproxy -D -f haproxy.cfg -sf …'"
 SHOAL_HOST=unix://$LAB/node1/shoal.sock "$SHOAL" lb --out "$CFG" --listen 127.0.0.1:8000 --check "haproxy -c -q -f \"\$FILE\"" --reload "$RELOAD" >"$TMP/lb.log" 2>&1 &
 LB_PID=$!
@@ -113,11 +113,11 @@ ask 30
 
 say "A fourth container starts: it is in the load balancer before you can look"
 d 1 run -d --name web4 --hostname web4 --label lb.host=shop.example --label lb.port=80 web:1
-until_ok 10 "web4 is a back end" grep -q web4 "$CFG"
+until_ok 10 "web4 is a back end" grep -q web4 "$TMP/loaded.cfg"
 ask 30
 say "One stops"
 d 3 stop web1
-until_ok 10 "web1 is no back end" sh -c "! grep -q 'web1' $CFG"
+until_ok 10 "web1 is no back end" sh -c "! grep -q web1 $TMP/loaded.cfg"
 ask 30
 
 say "kill -9 of node 3's agent: the others notice, its back ends are withdrawn, its containers run on"
