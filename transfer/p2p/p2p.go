@@ -179,7 +179,7 @@ func (h *Host) addTransport(key crypto.PrivKey, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("p2p: TLS: %w", err)
 	}
-	up, err := upgrader.New([]sec.SecureTransport{security}, muxers, nil, h.limits, nil,
+	up, err := upgrader.New([]sec.SecureTransport{gathering{security}}, muxers, nil, h.limits, nil,
 		upgrader.WithAcceptTimeout(dialTimeout))
 	if err != nil {
 		return fmt.Errorf("p2p: upgrader: %w", err)
