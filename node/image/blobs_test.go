@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 	"pgregory.net/rapid"
 
 	"github.com/shoal-engine/shoal/api"
@@ -106,13 +107,53 @@ func TestWrongBytesAreDropped(t *testing.T) {
 		require.Empty(t, onDisk(t, root, "ingest"))
 	}
 	// Bytes that were right when they were hashed, and overwritten.
-	w, err := s.Ingest(ctx, want)
+	for _, body := range [][]byte{[]byte("right"), bytes.Repeat([]byte("right"), 50_000)} {
+		w, err := s.Ingest(ctx, descriptor(body))
+		require.NoError(t, err)
+		_, err = w.Write(body)
+		require.NoError(t, err)
+		_, err = w.WriteAt([]byte("w"), 0)
+		require.NoError(t, err)
+		require.True(t, errdefs.IsDataLoss(w.Commit(ctx)))
+	}
+}
+
+// Pieces may also come at once, and some of them from several who send the same.
+func TestIngestAtOnce(t *testing.T) {
+	s := reopen(t, t.TempDir())
+	ctx := context.Background()
+	rnd := rand.New(rand.NewPCG(1, 2))
+	body := make([]byte, 8<<20+1000)
+	for i := range body {
+		body[i] = byte(rnd.Uint32())
+	}
+	w, err := s.Ingest(ctx, descriptor(body))
 	require.NoError(t, err)
-	_, err = w.Write([]byte("right"))
-	require.NoError(t, err)
-	_, err = w.WriteAt([]byte("w"), 0)
-	require.NoError(t, err)
-	require.True(t, errdefs.IsDataLoss(w.Commit(ctx)))
+	const piece = 128 << 10
+	var at []int
+	for off := 0; off < len(body); off += piece {
+		at = append(at, off, off)
+	}
+	rnd.Shuffle(len(at)/2, func(i, j int) { at[i], at[j] = at[j], at[i] }) // the rest comes in order
+	todo := make(chan int, len(at))
+	for _, off := range at {
+		todo <- off
+	}
+	close(todo)
+	var g errgroup.Group
+	for range 4 {
+		g.Go(func() error {
+			for off := range todo {
+				if _, err := w.WriteAt(body[off:min(off+piece, len(body))], int64(off)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	require.NoError(t, g.Wait())
+	require.NoError(t, w.Commit(ctx))
+	require.True(t, bytes.Equal(body, readBlob(t, s, descriptor(body).Digest)))
 }
 
 func TestSecondWriterWaits(t *testing.T) {
@@ -154,7 +195,7 @@ func TestIngestInAnyOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		seed := rapid.Uint64().Draw(t, "seed")
 		rnd := rand.New(rand.NewPCG(seed, 0))
-		body := make([]byte, rapid.IntRange(1, 50_000).Draw(t, "size"))
+		body := make([]byte, rapid.IntRange(1, 300_000).Draw(t, "size"))
 		for i := range body {
 			body[i] = byte(rnd.Uint32())
 		}

@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/transfer"
@@ -57,8 +56,9 @@ type partial struct {
 	noted  int64         // what the note says
 	hash   hash.Hash     // of the bytes before hashed
 	hashed int64         //
-	busy   int64         // up to where somebody reads back for the hash, without mu; 0 if nobody does
+	busy   int64         // up to where somebody hashes, without mu; 0 if nobody does
 	again  bool          // bytes before busy were overwritten meanwhile
+	sent   int64         // leading bytes that the kernel was asked to write to disk
 	grown  chan struct{} // closed and replaced when have or ended changes
 	ended  bool
 	how    outcome
@@ -162,11 +162,13 @@ func (p *partial) WriteAt(b []byte, off int64) (int, error) {
 	if err := p.beforeWrite(off); err != nil {
 		return 0, err
 	}
+	if p.startHash(off, len(b)) {
+		return p.writeHashing(b, off)
+	}
 	n, err := p.f.WriteAt(b, off)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if n > 0 {
-		p.mark(span{off, off + int64(n)})
 		switch {
 		case p.busy > 0:
 			p.again = p.again || off < p.busy
@@ -177,51 +179,25 @@ func (p *partial) WriteAt(b []byte, off int64) (int, error) {
 			p.hash.Reset()
 			p.hashed = 0
 		}
-		p.wake()
-		p.catchUp()
 	}
-	if err == nil && p.sparse && p.prefix()-p.noted >= noteEvery {
-		return n, p.note()
-	}
-	if err != nil {
-		err = api.Internal("store blob %s: %w", p.want.Digest, err)
-	}
-	return n, err
+	return n, p.written(off, n, err)
 }
 
-// hashStep is how much is read back at a time for the hash.
-const hashStep = 256 << 10
-
-// catchUp hashes what pieces that came out of order have joined to the front, so that
-// Commit finds little left to read, and has the kernel begin to write it to disk. It is
-// called with io held for reading and mu held, which it lets go of meanwhile.
-func (p *partial) catchUp() {
-	if p.busy > 0 || p.prefix() <= p.hashed {
-		return
+// written notes what was written, with mu held, and how that went.
+func (p *partial) written(off int64, n int, err error) error {
+	if n > 0 {
+		p.mark(span{off, off + int64(n)})
+		p.wake()
+		p.catchUp()
+		p.sendOff()
 	}
-	p.again = false
-	buf := make([]byte, hashStep)
-	for !p.again && p.hashed < p.prefix() {
-		from := p.hashed
-		part := buf[:min(hashStep, p.prefix()-from)]
-		p.busy = from + int64(len(part))
-		p.mu.Unlock()
-		_, err := p.f.ReadAt(part, from)
-		if err == nil {
-			p.hash.Write(part)
-			_ = unix.SyncFileRange(int(p.f.Fd()), from, int64(len(part)), unix.SYNC_FILE_RANGE_WRITE) // a hint
-		}
-		p.mu.Lock()
-		if err != nil {
-			p.again = true // Commit will meet the error, too
-			break
-		}
-		p.hashed = from + int64(len(part))
+	if err != nil {
+		return api.Internal("store blob %s: %w", p.want.Digest, err)
 	}
-	if p.busy = 0; p.again {
-		p.hash.Reset()
-		p.hashed = 0
+	if p.sparse && p.prefix()-p.noted >= noteEvery {
+		return p.note()
 	}
+	return nil
 }
 
 // beforeWrite makes sure that a process after this one knows which bytes to trust.
@@ -302,30 +278,6 @@ func (p *partial) Commit(ctx context.Context) error {
 		return api.Internal("store blob %s: %w", p.want.Digest, err)
 	}
 	return p.end(committed)
-}
-
-// verify is called with mu held.
-func (p *partial) verify(ctx context.Context) error {
-	size := p.prefix()
-	if p.want.Size > 0 && size != p.want.Size || len(p.have) > 1 {
-		return api.Errorf(errdefs.ErrDataLoss, "blob %s: %d of %d bytes came", p.want.Digest, size, p.want.Size)
-	}
-	buf := make([]byte, 256<<10)
-	for p.hashed < size {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := p.f.ReadAt(buf[:min(int64(len(buf)), size-p.hashed)], p.hashed)
-		if n == 0 {
-			return api.Internal("read back blob %s: %w", p.want.Digest, err)
-		}
-		p.hash.Write(buf[:n])
-		p.hashed += int64(n)
-	}
-	if got := digest.NewDigest(digest.SHA256, p.hash); got != p.want.Digest {
-		return api.Errorf(errdefs.ErrDataLoss, "blob %s: what came has digest %s", p.want.Digest, got)
-	}
-	return nil
 }
 
 // end is called with mu held, once.
