@@ -18,6 +18,8 @@ type supplier struct {
 	conn net.Conn
 	out  chan []byte // frames to send; closed by the loop
 
+	arrivals chan *arrival // to keep; closed by the reader
+
 	pieceSize float64
 
 	known   bool // has said what it has
@@ -177,7 +179,12 @@ func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, siz
 	piece := int(first.piece)
 	length := pieceLen(s.f.size, piece)
 	buf, free := pieceBuffer(length)
-	defer free()
+	given := false
+	defer func() {
+		if !given {
+			free()
+		}
+	}()
 	if err := s.post(ctx, func() { s.onBegun(u, piece) }); err != nil {
 		return err
 	}
@@ -208,19 +215,8 @@ func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, siz
 		return errors.New("piece is cut short")
 	}
 	note.add(s.notes.seed, buf, true)
-	fresh := s.progress.claim(piece)
-	if fresh {
-		if _, err := s.w.WriteAt(buf, pieceAt(s.f.size, piece)); err != nil {
-			s.progress.remove(piece)
-			return s.post(ctx, func() { s.fail(err) })
-		}
-		s.progress.add(piece)
-	}
-	peak := u.peak
-	return s.post(ctx, func() {
-		s.peak = max(s.peak, peak)
-		s.onPiece(u, piece, fresh, note)
-	})
+	given = true
+	return u.arrived(ctx, s, &arrival{piece: piece, content: buf, free: free, note: note, peak: u.peak})
 }
 
 // nextData reads up to the content of the next data frame; news may come between.

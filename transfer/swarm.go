@@ -107,11 +107,12 @@ type swarm struct {
 	sums     map[string][]uint32 // what holders say the pieces' sums are
 	reported int64
 
-	sample int       // end after so many pieces; 0: only when all are here
-	got    int       // pieces that came
-	began  time.Time // when a peer first said what it has
-	last   time.Time // when the last piece came
-	peak   float64   // bytes a second of the fastest peer at its fastest
+	sample  int       // end after so many pieces; 0: only when all are here
+	got     int       // pieces that came
+	keeping int       // pieces that came and are being written
+	began   time.Time // when a peer first said what it has
+	last    time.Time // when the last piece came
+	peak    float64   // bytes a second of the fastest peer at its fastest
 }
 
 func newSwarm(f *fetch, g *progress, w Writer, only string, report func(int64), n *notes) *swarm {
@@ -187,7 +188,7 @@ func (s *swarm) sampled() bool {
 	if s.sample == 0 {
 		return false
 	}
-	n := s.got
+	n := s.got + s.keeping
 	for _, u := range s.suppliers {
 		n += len(u.asked)
 	}
@@ -255,7 +256,7 @@ func (s *swarm) session(ctx context.Context, id string) {
 		return
 	}
 	defer conn.Close()
-	u := &supplier{peer: id, conn: conn, pieceSize: float64(pieceSize(s.f.size)), out: make(chan []byte, 2*maxAhead), have: newBitmap(s.f.pieces)}
+	u := &supplier{peer: id, conn: conn, pieceSize: float64(pieceSize(s.f.size)), out: make(chan []byte, 2*maxAhead), arrivals: make(chan *arrival), have: newBitmap(s.f.pieces)}
 	u.lastByte.Store(time.Now().UnixNano())
 	u.out <- want{digest: s.f.digest, size: s.f.size, fetching: s.only == ""}.encode()
 	if s.post(ctx, func() { s.suppliers = append(s.suppliers, u); s.noteOrigin(u) }) != nil {
@@ -269,7 +270,11 @@ func (s *swarm) session(ctx context.Context, id string) {
 			conn.Close()
 		}
 	})
+	if s.keepsApart() {
+		wg.Go(func() { u.keep(ctx, s) })
+	}
 	err = u.read(ctx, s)
+	close(u.arrivals)
 	if s.post(ctx, func() { s.onEnd(id, u, err) }) == nil {
 		return
 	}
@@ -359,6 +364,7 @@ func (s *swarm) onNone(u *supplier) {
 		return
 	}
 	if r := s.answered(u); r.piece >= 0 {
+		s.inflight[r.piece]--
 		s.onLacks(u, r.piece)
 	}
 	if u.nones++; u.chooses() && u.nones >= maxNones {
@@ -368,57 +374,12 @@ func (s *swarm) onNone(u *supplier) {
 	s.askAll()
 }
 
-// answered takes the request off that a peer has answered.
+// answered takes the request off that a peer has answered. The piece is under way until
+// the caller says otherwise.
 func (s *swarm) answered(u *supplier) request {
 	r := u.asked[0]
 	u.asked = u.asked[1:]
-	if r.piece >= 0 {
-		s.inflight[r.piece]--
-	}
 	return r
-}
-
-// onPiece notes a piece that arrived; fresh says that it is the first copy.
-func (s *swarm) onPiece(u *supplier, piece int, fresh bool, n pieceNote) {
-	now := time.Now()
-	length := pieceLen(s.f.size, piece)
-	if fresh {
-		s.missing.unset(piece)
-		s.left--
-		s.top = max(s.top, piece+1)
-		s.done += int64(length)
-		s.notes.sums[piece] = n
-		s.f.count(u.peer, int64(length))
-		s.lastNews, s.last = now, now
-		s.got++
-		if s.doubtful(piece) {
-			s.reject(piece)
-		} else if s.done > s.reported {
-			s.reported = s.done
-			s.report(s.done)
-		}
-	}
-	if len(u.asked) == 0 {
-		return // dropped meanwhile
-	}
-	u.nones = 0
-	u.came++
-	r := s.answered(u)
-	from := r.at
-	if u.since.After(from) {
-		from = u.since
-	}
-	took := float64(now.Sub(from)) / float64(length)
-	if u.perByte == 0 {
-		u.perByte = took
-	} else {
-		u.perByte += (took - u.perByte) / 4
-	}
-	u.since = now
-	if c := s.candidates[u.peer]; c != nil {
-		c.failures = 0
-	}
-	s.askAll()
 }
 
 // askAll gives every peer that could do more something to do.
