@@ -82,6 +82,7 @@ func (s *swarm) connect(ctx context.Context) {
 		c.active, c.since = true, now
 		s.wg.Go(func() { s.session(ctx, id) })
 	}
+	s.double(ctx)
 	if s.active > 0 || !s.located {
 		return
 	}
@@ -100,6 +101,38 @@ func (s *swarm) connect(ctx context.Context) {
 	default:
 		s.fail(api.NotFound("fetch blob %s: no peer has it", s.f.digest))
 	}
+}
+
+const (
+	// besideRate is how many bytes a second a peer must give alone, and besideLeft how
+	// many it must still have to give, for it to be asked over a second connection, too.
+	besideRate = 200e6
+	besideLeft = 32 << 20
+	// besideCame is after how many pieces its rate is believed.
+	besideCame = 8
+)
+
+// double asks the one peer that gives over a second connection, too, if that may help. One
+// attempt is enough.
+func (s *swarm) double(ctx context.Context) {
+	dial := s.f.p.cfg.DialBeside
+	if dial == nil || s.doubled || s.active != 1 || len(s.suppliers) != 1 || s.only != "" || s.sample > 0 {
+		return
+	}
+	u := s.suppliers[0]
+	if !u.whole || u.came < besideCame || u.perByte*besideRate > float64(time.Second) || s.f.size-s.done < besideLeft {
+		return
+	}
+	s.doubled = true
+	s.wg.Go(func() {
+		beside, err := s.talk(ctx, u.peer, dial, true)
+		s.post(ctx, func() {
+			if slices.Contains(s.suppliers, beside) {
+				s.drop(beside, err)
+			}
+			s.f.p.log.Debug("end of a session over a second connection", "peer", u.peer, "digest", s.f.digest.String(), "err", err)
+		})
+	})
 }
 
 // onEnd notes that a session has ended, or never began.

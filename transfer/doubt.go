@@ -1,6 +1,9 @@
 package transfer
 
-import "errors"
+import (
+	"errors"
+	"slices"
+)
 
 // onSums notes what a holder of all says the pieces' sums are, and looks at what came
 // before it said so.
@@ -47,14 +50,14 @@ func (s *swarm) reject(piece int) {
 	s.left++
 	s.done -= int64(pieceLen(s.f.size, piece))
 	s.low = min(s.low, piece)
-	for _, u := range s.suppliers {
-		if u.peer != n.peer {
+	for _, u := range slices.Clone(s.suppliers) {
+		if u.peer != n.peer || !slices.Contains(s.suppliers, u) {
 			continue
 		}
 		if n.verified {
 			s.candidates[u.peer].failures = maxFailures // for the rest of this fetch
 			s.drop(u, errors.New("it sent wrong bytes"))
-			return
+			continue
 		}
 		s.onLacks(u, piece)
 	}

@@ -31,6 +31,10 @@ type PeersConfig struct {
 	// Dial opens a stream of Protocol to a peer.
 	Dial    func(ctx context.Context, peerID string) (net.Conn, error)
 	Locator Locator
+	// DialBeside, if set, is Dial over a second connection to the same peer. It is used
+	// where one peer alone gives a large blob faster than networks of a gigabit do: there
+	// a connection may be slower than the link, as each end of it uses one processor.
+	DialBeside func(ctx context.Context, peerID string) (net.Conn, error)
 	// Members are the IDs of all nodes that seem alive, in any order, also this one's.
 	// Through asks them whose turn it is; nil stands for no others.
 	Members func() []string

@@ -14,9 +14,10 @@ import (
 // supplier is a session with a peer that a blob is fetched from. Fields without a note
 // belong to the swarm's loop.
 type supplier struct {
-	peer string
-	conn net.Conn
-	out  chan []byte // frames to send; closed by the loop
+	peer   string
+	beside bool // the peer has another session, over the usual connection
+	conn   net.Conn
+	out    chan []byte // frames to send; closed by the loop
 
 	arrivals chan *arrival // to keep; closed by the reader
 

@@ -3,6 +3,7 @@ package transfer
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -87,6 +88,7 @@ type swarm struct {
 	named      int       // how many the locator named
 	started    time.Time // when run was called
 	active     int       // candidates that have a session, or get one
+	doubled    bool      // a peer was asked over a second connection, too
 	suppliers  []*supplier
 	origins    []string // peers that get the blob from outside
 	located    bool     // the locator has said all
@@ -216,7 +218,7 @@ func (s *swarm) fail(err error) {
 func (s *swarm) askSums() {
 	known := 0
 	for _, u := range s.suppliers {
-		if u.known {
+		if u.known && !u.beside {
 			known++
 		}
 	}
@@ -224,7 +226,7 @@ func (s *swarm) askSums() {
 		return
 	}
 	for _, u := range s.suppliers {
-		if !u.whole || u.checks {
+		if !u.whole || u.checks || u.beside {
 			continue
 		}
 		select {
@@ -246,38 +248,40 @@ func (s *swarm) hangUp() {
 
 // session talks with one peer until either side has had enough.
 func (s *swarm) session(ctx context.Context, id string) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	u, err := s.talk(ctx, id, s.f.p.cfg.Dial, false)
+	s.post(ctx, func() { s.onEnd(id, u, err) })
+}
+
+// talk has a session with a peer, and says why it ended.
+func (s *swarm) talk(ctx context.Context, id string, dial func(context.Context, string) (net.Conn, error), beside bool) (*supplier, error) {
 	dialing, stop := context.WithTimeout(ctx, connectTime)
-	conn, err := s.f.p.cfg.Dial(dialing, id)
+	conn, err := dial(dialing, id)
 	stop()
 	if err != nil {
-		s.post(ctx, func() { s.onEnd(id, nil, err) })
-		return
+		return nil, err
 	}
 	defer conn.Close()
-	u := &supplier{peer: id, conn: conn, pieceSize: float64(pieceSize(s.f.size)), out: make(chan []byte, 2*maxAhead), arrivals: make(chan *arrival), have: newBitmap(s.f.pieces)}
+	u := &supplier{peer: id, beside: beside, conn: conn, pieceSize: float64(pieceSize(s.f.size)), out: make(chan []byte, 2*maxAhead), arrivals: make(chan *arrival), have: newBitmap(s.f.pieces)}
 	u.lastByte.Store(time.Now().UnixNano())
-	u.out <- want{digest: s.f.digest, size: s.f.size, fetching: s.only == ""}.encode()
-	if s.post(ctx, func() { s.suppliers = append(s.suppliers, u); s.noteOrigin(u) }) != nil {
-		return
+	u.out <- want{digest: s.f.digest, size: s.f.size, fetching: s.only == "" && !beside}.encode()
+	if err := s.post(ctx, func() { s.suppliers = append(s.suppliers, u); s.noteOrigin(u) }); err != nil {
+		return nil, err
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	wg.Go(func() {
-		if err := u.write(ctx); err != nil {
+		if err := u.write(asking); err != nil {
 			conn.Close()
 		}
 	})
 	if s.keepsApart() {
 		wg.Go(func() { u.keep(ctx, s) })
 	}
-	err = u.read(ctx, s)
-	close(u.arrivals)
-	if s.post(ctx, func() { s.onEnd(id, u, err) }) == nil {
-		return
-	}
+	defer close(u.arrivals)
+	return u, u.read(ctx, s)
 }
 
 // drop ends a session; what it owed is asked of others. Its goroutine will call onEnd.

@@ -142,6 +142,9 @@ func take(ctx context.Context, args []string) error {
 	peers := transfer.NewPeers(transfer.PeersConfig{
 		Self: h.ID(), Locator: giver{},
 		Dial: func(ctx context.Context, id string) (net.Conn, error) { return h.Dial(ctx, id, transfer.Protocol) },
+		DialBeside: func(ctx context.Context, id string) (net.Conn, error) {
+			return h.DialBeside(ctx, id, transfer.Protocol)
+		},
 	})
 	m := newMeter()
 	if err := peers.Fetch(ctx, nowhere{size: size}, exchanged(size), nil); err != nil {

@@ -14,7 +14,6 @@
 package p2p
 
 import (
-	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -29,6 +28,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/core/sec"
+	"github.com/libp2p/go-libp2p/core/transport"
 	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 	"github.com/libp2p/go-libp2p/p2p/host/peerstore/pstoremem"
 	libyamux "github.com/libp2p/go-libp2p/p2p/muxer/yamux"
@@ -70,19 +70,22 @@ type Config struct {
 // Host opens and accepts streams. Its methods may be called concurrently.
 type Host struct {
 	id     peer.ID
+	key    crypto.PrivKey
+	cfg    Config
 	log    *slog.Logger
 	allow  func(peerID, protocol string) bool
 	swarm  *swarm.Swarm
 	store  peerstore.Peerstore
 	limits *limits
-	idle   time.Duration // a stranger's connection may be; set at the start
+	idle   time.Duration // a watched connection may be; set at the start
 
 	mu           sync.Mutex
 	closed       bool
+	second       *swarm.Swarm // see DialBeside; nil until it is used
 	listeners    map[string]*listener
 	onDisconnect []func(peerID string)
-	strangers    map[network.Conn]*time.Timer
-	ending       sync.WaitGroup // streams being closed
+	watched      map[network.Conn]*time.Timer // connections that are closed when they aren't used
+	ending       sync.WaitGroup               // streams being closed
 }
 
 // PeerID is the peer ID of a public key, or "" if that isn't an Ed25519 key.
@@ -126,12 +129,12 @@ func New(cfg Config) (*Host, error) {
 		addrs = append(addrs, a)
 	}
 	h := &Host{
-		id: id, log: cfg.Logger, allow: cfg.Allow,
+		id: id, key: key, cfg: cfg, log: cfg.Logger, allow: cfg.Allow,
 		limits: newLimits(), idle: strangerTimeout,
 		listeners: map[string]*listener{},
-		strangers: map[network.Conn]*time.Timer{},
+		watched:   map[network.Conn]*time.Timer{},
 	}
-	if err := h.start(key, cfg); err != nil {
+	if err := h.start(); err != nil {
 		return nil, err
 	}
 	for _, a := range addrs {
@@ -143,59 +146,63 @@ func New(cfg Config) (*Host, error) {
 	return h, nil
 }
 
-// start builds the stack: swarm over TCP, TLS and yamux.
-func (h *Host) start(key crypto.PrivKey, cfg Config) error {
+// start makes what all connections share, and the swarm of the usual ones.
+func (h *Host) start() error {
 	store, err := pstoremem.NewPeerstore()
 	if err != nil {
 		return fmt.Errorf("p2p: peer store: %w", err)
 	}
-	if err := errors.Join(store.AddPrivKey(h.id, key), store.AddPubKey(h.id, key.GetPublic())); err != nil {
+	if err := errors.Join(store.AddPrivKey(h.id, h.key), store.AddPubKey(h.id, h.key.GetPublic())); err != nil {
 		store.Close()
 		return fmt.Errorf("p2p: keep key: %w", err)
 	}
-	sw, err := swarm.NewSwarm(h.id, store, eventbus.NewBus(),
+	h.store = store
+	if h.swarm, err = h.newSwarm(); err != nil {
+		store.Close()
+		return err
+	}
+	return nil
+}
+
+// newSwarm builds a stack over TCP, TLS and yamux.
+func (h *Host) newSwarm() (*swarm.Swarm, error) {
+	sw, err := swarm.NewSwarm(h.id, h.store, eventbus.NewBus(),
 		swarm.WithResourceManager(h.limits),
 		swarm.WithDialTimeout(dialTimeout),
 		swarm.WithDialTimeoutLocal(dialTimeout),
 		swarm.WithDialRanker(swarm.NoDelayDialRanker),
 	)
 	if err != nil {
-		store.Close()
-		return fmt.Errorf("p2p: %w", err)
+		return nil, fmt.Errorf("p2p: %w", err)
 	}
-	h.swarm, h.store = sw, store
-	if err := h.addTransport(key, cfg); err != nil {
-		h.Close()
-		return err
+	t, err := h.newTransport()
+	if err == nil {
+		err = sw.AddTransport(t)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("p2p: %w", err), sw.Close())
 	}
 	sw.Notify(&network.NotifyBundle{ConnectedF: h.connected, DisconnectedF: h.disconnected})
 	sw.SetStreamHandler(h.incoming)
-	return nil
+	return sw, nil
 }
 
-func (h *Host) addTransport(key crypto.PrivKey, cfg Config) error {
-	muxers := []upgrader.StreamMuxer{{ID: libyamux.ID, Muxer: muxer(cfg.Window)}}
-	security, err := libp2ptls.New(libp2ptls.ID, key, muxers)
+func (h *Host) newTransport() (transport.Transport, error) {
+	muxers := []upgrader.StreamMuxer{{ID: libyamux.ID, Muxer: muxer(h.cfg.Window)}}
+	security, err := libp2ptls.New(libp2ptls.ID, h.key, muxers)
 	if err != nil {
-		return fmt.Errorf("p2p: TLS: %w", err)
+		return nil, fmt.Errorf("TLS: %w", err)
 	}
 	up, err := upgrader.New([]sec.SecureTransport{gathering{security}}, muxers, nil, h.limits, nil,
 		upgrader.WithAcceptTimeout(dialTimeout))
 	if err != nil {
-		return fmt.Errorf("p2p: upgrader: %w", err)
+		return nil, fmt.Errorf("upgrader: %w", err)
 	}
-	if cfg.Background {
+	if h.cfg.Background {
 		up = backgrounder{up, h}
 	}
 	// Port reuse would let two agents bind one port without an error.
-	t, err := tcp.NewTCPTransport(up, h.limits, nil, tcp.DisableReuseport(), tcp.WithConnectionTimeout(dialTimeout))
-	if err != nil {
-		return fmt.Errorf("p2p: TCP: %w", err)
-	}
-	if err := h.swarm.AddTransport(t); err != nil {
-		return fmt.Errorf("p2p: TCP: %w", err)
-	}
-	return nil
+	return tcp.NewTCPTransport(up, h.limits, nil, tcp.DisableReuseport(), tcp.WithConnectionTimeout(dialTimeout))
 }
 
 // muxer is yamux with messages large enough for layers, and with pings frequent enough
@@ -275,15 +282,17 @@ func (h *Host) Disconnect(peerID string) {
 	if err != nil {
 		return
 	}
-	if err := h.swarm.ClosePeer(id); err != nil {
-		h.log.Debug("close connections", "peer", peerID, "err", err)
+	for _, sw := range h.swarms() {
+		if err := sw.ClosePeer(id); err != nil {
+			h.log.Debug("close connections", "peer", peerID, "err", err)
+		}
 	}
 }
 
 // Connected says whether a connection to the peer is open.
 func (h *Host) Connected(peerID string) bool {
 	id, err := peer.Decode(peerID)
-	return err == nil && h.swarm.Connectedness(id) == network.Connected
+	return err == nil && connected(id, h.swarms())
 }
 
 // OnDisconnect has f called when the last connection to a peer has ended, for whatever
@@ -305,10 +314,11 @@ func (h *Host) Close() error {
 	h.closed = true
 	listeners := h.listeners
 	h.listeners = map[string]*listener{}
-	for c, t := range h.strangers {
+	for c, t := range h.watched {
 		t.Stop()
-		delete(h.strangers, c)
+		delete(h.watched, c)
 	}
+	second := h.second
 	h.mu.Unlock()
 	for _, l := range listeners {
 		l.shut()
@@ -320,62 +330,11 @@ func (h *Host) Close() error {
 	case <-time.After(closeTimeout):
 	}
 	err := h.swarm.Close()
+	if second != nil {
+		err = errors.Join(err, second.Close())
+	}
 	<-ended
 	return errors.Join(err, h.store.Close())
-}
-
-// connected watches the connections of strangers.
-func (h *Host) connected(_ network.Network, c network.Conn) {
-	if c.Stat().Direction != network.DirInbound || h.limits.isKnown(c.RemotePeer()) {
-		return
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return
-	}
-	h.strangers[c] = time.AfterFunc(h.idle, func() { h.checkStranger(c) })
-}
-
-// checkStranger closes a stranger's connection unless it has a permitted stream open.
-func (h *Host) checkStranger(c network.Conn) {
-	h.mu.Lock()
-	timer, watched := h.strangers[c]
-	if !watched || h.limits.isKnown(c.RemotePeer()) {
-		delete(h.strangers, c)
-		h.mu.Unlock()
-		return
-	}
-	for _, s := range c.GetStreams() {
-		if s.Protocol() != "" {
-			timer.Reset(h.idle)
-			h.mu.Unlock()
-			return
-		}
-	}
-	delete(h.strangers, c)
-	h.mu.Unlock()
-	h.log.Debug("close idle connection of a stranger", "peer", c.RemotePeer().String(), "addr", c.RemoteMultiaddr().String())
-	c.CloseWithError(network.ConnGated)
-}
-
-func (h *Host) disconnected(_ network.Network, c network.Conn) {
-	id := c.RemotePeer()
-	h.mu.Lock()
-	if t, ok := h.strangers[c]; ok {
-		t.Stop()
-		delete(h.strangers, c)
-	}
-	call := h.onDisconnect
-	if h.closed || h.swarm.Connectedness(id) == network.Connected {
-		call = nil
-	} else if !h.limits.isKnown(id) {
-		h.store.RemovePeer(id) // or every stranger would leave a key behind
-	}
-	h.mu.Unlock()
-	for _, f := range call {
-		f(id.String())
-	}
 }
 
 // hostPort reads "ip:port".
@@ -393,22 +352,4 @@ func parseAddr(s string) (ma.Multiaddr, error) {
 		return ma.NewMultiaddr(s)
 	}
 	return hostPort(s)
-}
-
-// dialed is a stream of a protocol to a peer, and whether another attempt may help.
-func (h *Host) dialed(ctx context.Context, id peer.ID, protocol string) (s network.Stream, again bool, err error) {
-	had := h.swarm.Connectedness(id) == network.Connected
-	// libp2p refuses to dial for seconds after a failure; whoever dials here knows why,
-	// and paces itself.
-	h.swarm.Backoff().Clear(id)
-	s, err = h.swarm.NewStream(ctx, id)
-	if err != nil {
-		return nil, false, err
-	}
-	if err := negotiate(ctx, s, protocol); err != nil {
-		dead := s.Conn().IsClosed()
-		s.Reset()
-		return nil, had && dead, err
-	}
-	return s, false, nil
 }

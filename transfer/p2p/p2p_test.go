@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/stretchr/testify/require"
 )
 
@@ -269,4 +270,72 @@ func TestCloseEndsEverything(t *testing.T) {
 			t.Fatalf("goroutines are left:\n%s", buf[:runtime.Stack(buf, true)])
 		}
 	}
+}
+
+// A second connection carries streams both ways, and goes when nobody uses it.
+func TestDialBeside(t *testing.T) {
+	a, b, l := pair(t)
+	lost := make(chan string, 1)
+	a.OnDisconnect(func(id string) { lost <- id })
+	back, err := a.Listen(proto)
+	require.NoError(t, err)
+	first, _ := streams(t, a, b, l)
+	beside, err := a.DialBeside(t.Context(), b.ID(), proto)
+	require.NoError(t, err)
+	far, err := l.Accept()
+	require.NoError(t, err)
+	require.Equal(t, a.ID(), far.RemoteAddr().String(), "it is proven, too")
+	require.Len(t, b.swarm.ConnsToPeer(a.id), 2)
+	_, err = beside.Write([]byte("hello"))
+	require.NoError(t, err)
+	got := make([]byte, 5)
+	_, err = io.ReadFull(far, got)
+	require.NoError(t, err)
+	require.Equal(t, "hello", string(got))
+	for range 2 { // over whichever connection the other side takes
+		_, err = b.Dial(t.Context(), a.ID(), proto)
+		require.NoError(t, err)
+		s, err := back.Accept()
+		require.NoError(t, err)
+		require.NoError(t, s.Close())
+	}
+
+	second := a.second.ConnsToPeer(b.id)[0]
+	a.checkUse(second)
+	require.False(t, second.IsClosed(), "it is used")
+	require.NoError(t, beside.Close())
+	for _, c := range b.swarm.ConnsToPeer(a.id) {
+		for _, s := range c.GetStreams() {
+			if s.Stat().Direction == network.DirOutbound {
+				s.Reset()
+			}
+		}
+	}
+	require.Eventually(t, func() bool {
+		a.checkUse(second)
+		return len(b.swarm.ConnsToPeer(a.id)) == 1
+	}, time.Minute, 10*time.Millisecond)
+	require.True(t, a.Connected(b.ID()))
+	_, err = first.Write([]byte("hello"))
+	require.NoError(t, err, "the first connection stays")
+	require.Empty(t, lost)
+
+	_, err = a.DialBeside(t.Context(), b.ID(), proto)
+	require.NoError(t, err)
+	a.Disconnect(b.ID())
+	require.Equal(t, b.ID(), <-lost)
+	require.Empty(t, a.second.ConnsToPeer(b.id))
+	require.NoError(t, a.Close())
+	_, err = a.DialBeside(t.Context(), b.ID(), proto)
+	require.Error(t, err)
+}
+
+// Who isn't allowed gets nothing over a second connection either.
+func TestDialBesideIsGated(t *testing.T) {
+	a, b := newHost(t, nil), newHost(t, func(string, string) bool { return false })
+	a.SetPeer(b.ID(), b.Addrs())
+	_, err := b.Listen(proto)
+	require.NoError(t, err)
+	_, err = a.DialBeside(t.Context(), b.ID(), proto)
+	require.True(t, errdefs.IsPermissionDenied(err), "%v", err)
 }

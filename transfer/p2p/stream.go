@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	mss "github.com/multiformats/go-multistream"
 
 	"github.com/shoal-engine/shoal/api"
@@ -28,6 +29,21 @@ func (a Addr) String() string { return string(a) }
 // one. The error is Unavailable if the peer can't be reached and PermissionDenied if it
 // is there but doesn't take the protocol from this host.
 func (h *Host) Dial(ctx context.Context, peerID, proto string) (net.Conn, error) {
+	return h.dial(ctx, h.swarm, peerID, proto)
+}
+
+// DialBeside is Dial over a second connection, for more than one can carry: each end of
+// a connection encrypts on one processor. Such a connection is closed when it has been
+// without streams for a while.
+func (h *Host) DialBeside(ctx context.Context, peerID, proto string) (net.Conn, error) {
+	sw, err := h.besides()
+	if err != nil {
+		return nil, err
+	}
+	return h.dial(ctx, sw, peerID, proto)
+}
+
+func (h *Host) dial(ctx context.Context, sw *swarm.Swarm, peerID, proto string) (net.Conn, error) {
 	id, err := peer.Decode(peerID)
 	if err != nil {
 		return nil, api.InvalidArgument("dial peer %q: not a peer ID: %w", peerID, err)
@@ -40,10 +56,10 @@ func (h *Host) Dial(ctx context.Context, peerID, proto string) (net.Conn, error)
 		ctx, cancel = context.WithTimeout(ctx, dialTimeout+negotiateTimeout)
 		defer cancel()
 	}
-	s, again, err := h.dialed(ctx, id, proto)
+	s, again, err := h.dialed(ctx, sw, id, proto)
 	if again && ctx.Err() == nil {
 		// The connection we had was dead without our knowing; a fresh one may do.
-		s, _, err = h.dialed(ctx, id, proto)
+		s, _, err = h.dialed(ctx, sw, id, proto)
 	}
 	var unsupported mss.ErrNotSupported[protocol.ID]
 	switch {
@@ -55,6 +71,24 @@ func (h *Host) Dial(ctx context.Context, peerID, proto string) (net.Conn, error)
 		return nil, api.Unavailable("dial peer %s, protocol %s: %w: %w", peerID, proto, ctx.Err(), err)
 	}
 	return nil, api.Unavailable("dial peer %s, protocol %s: %w", peerID, proto, err)
+}
+
+// dialed is a stream of a protocol to a peer, and whether another attempt may help.
+func (h *Host) dialed(ctx context.Context, sw *swarm.Swarm, id peer.ID, protocol string) (s network.Stream, again bool, err error) {
+	had := sw.Connectedness(id) == network.Connected
+	// libp2p refuses to dial for seconds after a failure; whoever dials here knows why,
+	// and paces itself.
+	sw.Backoff().Clear(id)
+	s, err = sw.NewStream(ctx, id)
+	if err != nil {
+		return nil, false, err
+	}
+	if err := negotiate(ctx, s, protocol); err != nil {
+		dead := s.Conn().IsClosed()
+		s.Reset()
+		return nil, had && dead, err
+	}
+	return s, false, nil
 }
 
 // negotiate agrees on the protocol of a stream just opened.

@@ -53,7 +53,7 @@ func (a *Agent) buildCluster() (err error) {
 	a.front = newFront(a.clusterHandler(), a.cluster.Reader())
 	a.policy = access.New(func() catalog.View { return a.cluster.Reader().View() }, a.images)
 	a.peers.now.Store(transfer.NewPeers(transfer.PeersConfig{
-		Self: a.id, Dial: a.dialBulk,
+		Self: a.id, Dial: a.dialBulk, DialBeside: a.dialBeside,
 		Locator: locator{a.front, func(ctx context.Context) error { return a.cluster.Store().Sync(ctx) }},
 		Members: a.members, Allow: a.mayServe, Chunks: filepath.Join(a.cfg.Data, "chunks"),
 		Logger: a.log, OnFetched: a.fetched, OnBytes: a.sources.count,
@@ -67,6 +67,15 @@ func (a *Agent) buildCluster() (err error) {
 // dialBulk opens a stream for blobs to another node.
 func (a *Agent) dialBulk(ctx context.Context, id string) (net.Conn, error) {
 	conn, err := a.bulk.Dial(ctx, id, transfer.Protocol)
+	if err != nil {
+		return nil, err
+	}
+	return a.limits.Conn(conn), nil
+}
+
+// dialBeside is dialBulk over a second connection.
+func (a *Agent) dialBeside(ctx context.Context, id string) (net.Conn, error) {
+	conn, err := a.bulk.DialBeside(ctx, id, transfer.Protocol)
 	if err != nil {
 		return nil, err
 	}
