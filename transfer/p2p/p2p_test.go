@@ -168,7 +168,7 @@ func TestIdleStrangerIsCutOff(t *testing.T) {
 	from, to := streams(t, a, b, l)
 	b.mu.Lock() // short only now: a busy machine may take longer to open a stream
 	b.idle = 20 * time.Millisecond
-	for _, timer := range b.strangers {
+	for _, timer := range b.watched {
 		timer.Reset(b.idle)
 	}
 	b.mu.Unlock()
