@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"time"
@@ -169,26 +170,44 @@ func (r *race) both(ctx context.Context) (*patch, error) {
 	}
 }
 
-// judge returns a patch if following it moves much less, and takes no longer, than
-// moving everything that isn't here.
-func (r *race) judge(d *patch) *patch {
+// judge returns the patch, of two, that takes less time, if following it moves much less
+// than moving everything that isn't here, and takes no longer.
+func (r *race) judge(d *patch) (best *patch) {
 	if d == nil {
 		return nil
 	}
+	both := []*patch{d, d.other}
+	d.other = nil
+	least := 0.0
+	for _, p := range both {
+		if p == nil {
+			continue
+		}
+		takes, worth := r.takes(p)
+		if worth && (best == nil || takes < least) {
+			best, least = p, takes
+		}
+	}
+	for _, p := range both {
+		if p != best {
+			p.close()
+		}
+	}
+	return best
+}
+
+// takes is about how many nanoseconds following a patch takes, and whether it is worth
+// it.
+func (r *race) takes(d *patch) (takes float64, worth bool) {
 	have, _ := r.progress.snapshot()
-	missing, left := d.lay(have), r.left()
-	worth := missing <= left/2
-	if d.recipe.packing.method != packedNot {
-		content := float64(d.content)
-		moves := float64(missing) * float64(r.f.size) / content // missing chunks are compressed, too
-		takes := content / d.recipe.packing.quickest() * float64(time.Second)
-		worth = moves <= float64(left)/2 && takes <= r.wholeTime()*(1+patience)
+	missing, left := float64(d.lay(have)), float64(r.left())
+	if d.recipe.packing.method == packedNot {
+		return missing, missing <= left/2
 	}
-	if !worth {
-		d.close()
-		return nil
-	}
-	return d
+	missing *= float64(r.f.size) / float64(d.content) // it is compressed, too
+	makes := float64(d.content) / d.recipe.packing.quickest() * float64(time.Second)
+	worth = missing <= left/2 && makes <= r.wholeTime()*(1+patience)
+	return max(makes, missing/max(r.rate, 1)*float64(time.Second)), worth
 }
 
 // search looks for what the blob can be made of. It returns nil if that isn't worth it.
@@ -200,13 +219,43 @@ func (f *fetch) search(ctx context.Context, store Store, lister Lister) *patch {
 	if len(like) == 0 {
 		return nil
 	}
+	by := byContent
+	if slices.ContainsFunc(like[:min(len(like), maxCut)], func(d digest.Digest) bool { return isGzip(ctx, store, d) }) {
+		by = byTokens
+	}
+	d := f.match(ctx, store, like, by)
+	if d == nil || d.by() == byContent || d.lay(nil) <= d.content/3 {
+		return d
+	}
+	// What is alike was compressed by something else, or by what is slow to find the same
+	// tokens after a change.
+	if d.other = f.match(ctx, store, like, byContent); d.other != nil {
+		d.other.wire += d.wire
+	}
+	return d
+}
+
+// isGzip says whether a blob is, as far as its first bytes tell.
+func isGzip(ctx context.Context, store Store, d digest.Digest) bool {
+	b, err := store.Open(ctx, d)
+	if err != nil {
+		return false
+	}
+	defer b.Close()
+	var head [2]byte
+	return readFull(b, head[:], 0) == nil && bytes.HasPrefix(head[:], gzipMagic)
+}
+
+// match gets a recipe, of a form if a holder has that, and looks for its chunks in what
+// is like the blob.
+func (f *fetch) match(ctx context.Context, store Store, like []digest.Digest, by form) *patch {
 	cutting, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() { // while a holder does the same
 		defer close(done)
-		_, _ = f.p.recipes.of(cutting, store, like[0])
+		_, _ = f.p.recipes.of(cutting, store, like[0], by)
 	}()
-	holders, a := f.askRecipe(ctx)
+	holders, a := f.askRecipe(ctx, by)
 	if holders == nil {
 		cancel()
 	}
@@ -263,10 +312,10 @@ func (d *patch) find(ctx context.Context, like []digest.Digest) {
 		if len(wanted) == 0 || ctx.Err() != nil {
 			return
 		}
-		if i >= maxCut && !d.f.p.recipes.made(id) {
+		if i >= maxCut && !d.f.p.recipes.made(id, d.by()) {
 			continue
 		}
-		r, err := d.f.p.recipes.of(ctx, d.store, id)
+		r, err := d.f.p.recipes.of(ctx, d.store, id, d.by())
 		if err != nil {
 			d.f.p.log.Debug("cut a blob into chunks", "digest", id.String(), "err", err)
 			continue

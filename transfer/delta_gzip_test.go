@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/hex"
+	"os/exec"
 	"slices"
 	"testing"
 	"time"
@@ -50,6 +51,15 @@ func update(t *testing.T, old, next []byte, more ...func(c *cluster)) (moved int
 	return moved, liars
 }
 
+// zlib is content as gzip(1) packs it.
+func zlib(t *testing.T, content []byte) []byte {
+	cmd := exec.CommandContext(t.Context(), "gzip", "-6")
+	cmd.Stdin = bytes.NewReader(content)
+	out, err := cmd.Output()
+	require.NoError(t, err)
+	return out
+}
+
 // TestUpdateOfCompressed: the digest is that of the compressed blob, and what moves is
 // what changed of its content, whatever the old version was packed with.
 func TestUpdateOfCompressed(t *testing.T) {
@@ -73,7 +83,15 @@ func TestUpdateOfCompressed(t *testing.T) {
 		return out.Bytes()
 	}
 	packedOld, packedNext := gzipped(t, old, -1), gzipped(t, next, -1)
+	members := func(content []byte) (out []byte) {
+		for part := range slices.Chunk(content, 300_000) {
+			out = append(out, gzipped(t, part, -1)...)
+		}
+		return out
+	}
 	for name, v := range map[string]struct{ old, next []byte }{
+		"by zlib":        {zlib(t, old), zlib(t, next)},
+		"in members":     {members(old), members(next)},
 		"as docker does": {packedOld, packedNext},
 		"level 1":        {gzipped(t, old, 1), gzipped(t, next, 1)},
 		"level 9":        {packedOld, gzipped(t, next, 9)},

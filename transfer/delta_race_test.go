@@ -96,8 +96,9 @@ func TestPrepare(t *testing.T) {
 		gone := digest.FromString("gone").Encoded()
 		require.NoError(t, os.MkdirAll(b.chunks, 0o700))
 		require.NoError(t, os.WriteFile(filepath.Join(b.chunks, gone), nil, 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(b.chunks, gone+".tokens"), nil, 0o600))
 		d := storetest.Put(t, c.nodes["a"].store, next)
 		require.NoError(t, b.fetch(d))
-		require.Equal(t, []string{d.Digest.Encoded()}, names())
+		require.Equal(t, []string{d.Digest.Encoded(), d.Digest.Encoded() + ".tokens"}, names())
 	})
 }

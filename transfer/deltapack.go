@@ -15,28 +15,32 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/transfer/tokens"
 )
 
 // packing is how a blob's content was compressed. With it, content becomes the very
-// bytes of the blob again.
+// bytes of the blob again. Of packedTokens the content is tokens.
 type packing struct {
 	method byte
 	level  int8
 	header []byte // of gzip, literally: names, times and systems differ
+	layout []byte // of tokens; not part of the frame
 }
 
 // Methods are on the wire and in files: their numbers never get another meaning, and
 // what one writes never changes (TestPackersAreStable).
 const (
-	packedNot  = 0
-	packedGo   = 1   // gzip, of the standard library's compress/flate
-	packedFast = 2   // gzip, of klauspost/compress/flate
-	packedOdd  = 255 // by something unknown: it can be searched, but not be made again
+	packedNot    = 0
+	packedGo     = 1   // gzip, of the standard library's compress/flate
+	packedFast   = 2   // gzip, of klauspost/compress/flate
+	packedTokens = 3   // gzip, of anything; not compressed again but written down again
+	packedOdd    = 255 // by something unknown: it can be searched, but not be made again
 )
 
 const (
 	packingSize = 4 // without the header
-	maxHeader   = 4 << 10
+	maxHeader   = tokens.MaxHeader
+	gzipHead    = 10 // a gzip header without what is optional
 	// maxExpansion is how many times larger than a blob its content may be. What
 	// compresses better moves whole, which costs little, and what is made to blow up is
 	// left alone.
@@ -70,6 +74,9 @@ func decodePacking(b []byte) (packing, []byte, error) {
 // open makes the compressor: what is written to it comes out as the blob, the last of it
 // at Close.
 func (p packing) open(w io.Writer) (io.WriteCloser, error) {
+	if p.method == packedTokens {
+		return tokens.NewWriter(w, p.layout), nil
+	}
 	z := &gzipWriter{w: w, header: p.header, crc: crc32.NewIEEE()}
 	var err error
 	switch {
@@ -115,46 +122,13 @@ func (z *gzipWriter) Close() error {
 	return err
 }
 
-const gzipHead = 10 // a gzip header without what is optional
-
-// gzipHeader is the length of the header that b begins with; 0 if it isn't gzip's.
-func gzipHeader(b []byte) int {
-	if len(b) < gzipHead || b[0] != 0x1f || b[1] != 0x8b || b[2] != 8 {
-		return 0
-	}
-	at := gzipHead
-	if b[3]&4 != 0 { // more of it follows
-		if at+2 > len(b) {
-			return 0
-		}
-		at += 2 + int(binary.LittleEndian.Uint16(b[at:]))
-	}
-	for _, flag := range []byte{8, 16} { // name, comment
-		if b[3]&flag == 0 || at > len(b) {
-			continue
-		}
-		n := bytes.IndexByte(b[at:], 0)
-		if n < 0 {
-			return 0
-		}
-		at += n + 1
-	}
-	if b[3]&2 != 0 {
-		at += 2
-	}
-	if at > len(b) || at > maxHeader {
-		return 0
-	}
-	return at
-}
-
 // recognise finds out what compressed a blob, by trying on its beginning.
 func recognise(ctx context.Context, b Blob) packing {
 	head := make([]byte, min(b.Size(), maxHeader))
 	if readFull(b, head, 0) != nil {
 		return packing{}
 	}
-	n := gzipHeader(head)
+	n := tokens.HeaderSize(head)
 	if n == 0 {
 		if isCompressed(head) {
 			return packing{method: packedOdd}
@@ -229,19 +203,30 @@ func (c *comparison) Write(b []byte) (int, error) {
 
 // isCompressed judges by a blob's first bytes.
 func isCompressed(head []byte) bool {
-	return bytes.HasPrefix(head, []byte{0x1f, 0x8b}) || bytes.HasPrefix(head, zstdMagic)
+	return bytes.HasPrefix(head, gzipMagic) || bytes.HasPrefix(head, zstdMagic)
 }
 
-var zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
+var (
+	gzipMagic = []byte{0x1f, 0x8b}
+	zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
+)
 
 // maxContent is how much content a blob that is compressed may have.
 func maxContent(size int64) int64 { return min(size*maxExpansion, maxDelta) }
+
+// maxLayout is how long the layout of a blob may be that is taken apart. Of usual ones
+// it is 1/250.
+func maxLayout(size int64) int { return int(min(size/16, topLayout)) }
 
 // openContent reads a blob's content from its beginning. The blob stays open at Close.
 func openContent(b Blob, p packing) (io.ReadCloser, error) {
 	raw := io.NewSectionReader(b, 0, b.Size())
 	if p.method == packedNot {
 		return io.NopCloser(raw), nil
+	}
+	if p.method == packedTokens {
+		z := tokens.NewReader(raw, maxLayout(b.Size()))
+		return &bounded{io.NopCloser(z), maxContent(b.Size())}, nil
 	}
 	var head [4]byte
 	if err := readFull(b, head[:], 0); err != nil {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"testing"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -37,7 +36,7 @@ func TestPackersAreStable(t *testing.T) {
 	for _, method := range []byte{packedGo, packedFast} {
 		for level := int8(1); level <= 9; level++ {
 			var out bytes.Buffer
-			z, err := packing{method, level, make([]byte, gzipHead)}.open(&out)
+			z, err := packing{method: method, level: level, header: make([]byte, gzipHead)}.open(&out)
 			require.NoError(t, err)
 			_, err = z.Write(stableText())
 			require.NoError(t, err)
@@ -46,24 +45,6 @@ func TestPackersAreStable(t *testing.T) {
 		}
 	}
 	require.Equal(t, "ade8586a 09098e09 941d6c18 657a03bc d255b14f e326f9e4 e326f9e4 e326f9e4 e326f9e4 a8629ee9 eb76f6ba 53481b6f 516d77cc b34318b9 3f35dca4 0be15626 d364454a 1018daa7 ", sums)
-}
-
-// TestGzipHeader finds where the compressed data begin, however much is before.
-func TestGzipHeader(t *testing.T) {
-	for _, h := range []gzip.Header{
-		{}, {Name: "n"}, {Comment: "c"}, {Extra: []byte("xyz")}, {Name: "name", Comment: "c", Extra: []byte{1}, ModTime: time.Unix(1, 0), OS: 3},
-	} {
-		var out bytes.Buffer
-		z := gzip.NewWriter(&out)
-		z.Header = h
-		require.NoError(t, z.Flush())
-		n := out.Len() - 5 // of an empty block
-		require.Equal(t, n, gzipHeader(out.Bytes()))
-		for i := range n {
-			require.Zero(t, gzipHeader(out.Bytes()[:i]), "cut at %d", i)
-		}
-	}
-	require.Zero(t, gzipHeader([]byte("no gzip at all")))
 }
 
 // FuzzContent opens and recognises blobs that anybody may have made.

@@ -17,6 +17,7 @@ type patch struct {
 	sums    []uint32 // of the pieces of a blob that is compressed, as the recipe's giver says
 	content int64    // bytes of content
 	holders []*holder
+	other   *patch  // by another form of the blob; nil: there is none
 	wire    int     // bytes that the recipe took
 	rate    float64 // bytes a second that peers send
 
@@ -28,6 +29,14 @@ type patch struct {
 	after  map[int][]int // chunks that are the same as an earlier one
 	to     target
 	local  int64 // bytes that were here already
+}
+
+// by is the form of blobs that chunks are of.
+func (d *patch) by() form {
+	if d.recipe.packing.method == packedTokens {
+		return byTokens
+	}
+	return byContent
 }
 
 // old is a blob of the store that may be like the one that is made.
@@ -64,6 +73,7 @@ func (d *patch) close() {
 	if d == nil {
 		return
 	}
+	d.other.close()
 	for _, h := range d.holders {
 		h.close()
 	}

@@ -59,14 +59,16 @@ func (p *Peers) prepare(ctx context.Context, store Store, lister Lister) error {
 		return err
 	}
 	for d, size := range held {
-		if size < minDelta || size > maxDelta || p.recipes.made(d) {
-			continue
-		}
-		if _, err := p.recipes.of(ctx, store, d); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
+		for _, by := range []form{byTokens, byContent} {
+			if size < minDelta || size > maxDelta || p.recipes.made(d, by) {
+				continue
 			}
-			p.log.Debug("cut a blob into chunks ahead", "digest", d.String(), "err", err)
+			if _, err := p.recipes.of(ctx, store, d, by); err != nil {
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				p.log.Debug("cut a blob into chunks ahead", "digest", d.String(), "err", err)
+			}
 		}
 	}
 	return nil

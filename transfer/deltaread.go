@@ -41,16 +41,17 @@ type holder struct {
 	r    *bufio.Reader
 }
 
-// openDelta opens a session with a peer.
-func (f *fetch) openDelta(ctx context.Context, id string, recipe bool) (*holder, error) {
+// openDelta opens a session with a peer, about this blob.
+func (f *fetch) openDelta(ctx context.Context, id string, what delta) (*holder, error) {
 	dialing, stop := context.WithTimeout(ctx, connectTime)
 	defer stop()
 	conn, err := f.p.cfg.Dial(dialing, id)
 	if err != nil {
 		return nil, err
 	}
+	what.digest, what.size = f.digest, f.size
 	conn.SetWriteDeadline(time.Now().Add(writeTimeout))
-	if _, err := conn.Write(delta{f.digest, f.size, recipe, true}.encode()); err != nil {
+	if _, err := conn.Write(what.encode()); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -60,7 +61,7 @@ func (f *fetch) openDelta(ctx context.Context, id string, recipe bool) (*holder,
 // askRecipe gets the recipe from the first holder that gives one, asking one more
 // whenever the last has failed or takes long. That one comes first, with its session
 // open, then the others that may hold the blob.
-func (f *fetch) askRecipe(ctx context.Context) ([]*holder, answer) {
+func (f *fetch) askRecipe(ctx context.Context, by form) ([]*holder, answer) {
 	var ids []string
 	for peer, err := range f.p.cfg.Locator.Find(ctx, f.digest) {
 		if err != nil || len(ids) == maxAsked {
@@ -83,7 +84,7 @@ func (f *fetch) askRecipe(ctx context.Context) ([]*holder, answer) {
 	for asked, pending := 0, 0; ; {
 		if asked < len(ids) {
 			id := ids[asked]
-			wg.Go(func() { answers <- f.recipeOf(ctx, id) })
+			wg.Go(func() { answers <- f.recipeOf(ctx, id, by) })
 			asked, pending = asked+1, pending+1
 		}
 		if pending == 0 {
@@ -129,8 +130,8 @@ func (h *holder) close() {
 	}
 }
 
-func (f *fetch) recipeOf(ctx context.Context, id string) answer {
-	h, err := f.openDelta(ctx, id, true)
+func (f *fetch) recipeOf(ctx context.Context, id string, by form) answer {
+	h, err := f.openDelta(ctx, id, delta{recipe: true, packed: true, tokens: by == byTokens})
 	if err != nil {
 		return answer{h: &holder{id: id}, err: err}
 	}
@@ -155,6 +156,8 @@ func (a *answer) read(f *fetch) error {
 			return errHasNone
 		case kindPacked:
 			a.recipe.packing, err = decodePacked(body)
+		case kindLayout:
+			a.recipe.packing.layout = append(a.recipe.packing.layout, body...)
 		case kindSums:
 			a.sums, err = decodeSums(body, f.pieces)
 		case kindChunks:
@@ -178,6 +181,8 @@ func (a *answer) check(size int64, last bool) error {
 	content := a.recipe.chunks.Size()
 	packed := a.recipe.packing.method != packedNot
 	switch {
+	case len(a.recipe.packing.layout) > maxLayout(size):
+		return errors.New("layout is too long")
 	case len(a.recipe.chunks) > maxRecipe || packed && content > maxContent(size):
 		return errors.New("chunk list is too long")
 	case last && packed && a.sums == nil:
@@ -273,7 +278,7 @@ func (q *runs) remaining() int {
 // readFrom reads runs from one holder until none is left or the holder fails.
 func (d *patch) readFrom(ctx context.Context, h *holder, q *runs, results chan<- arrived) (err error) {
 	if h.conn == nil {
-		o, err := d.f.openDelta(ctx, h.id, false)
+		o, err := d.f.openDelta(ctx, h.id, delta{packed: d.by() == byContent, tokens: d.by() == byTokens})
 		if err != nil {
 			return err
 		}

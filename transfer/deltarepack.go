@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// repack is a target whose content is compressed as it becomes known from the front, and
-// so becomes the blob.
+// repack is a target whose content is compressed, or whose tokens are written down, as
+// they become known from the front, and so becomes the blob.
 type repack struct {
 	d        *patch
 	w        Writer
@@ -212,7 +212,10 @@ func (t *repack) put() error {
 // quickest is how many bytes of content a second a compressor may make of the best
 // machine. Links on which even that is too slow needn't be tried.
 func (p packing) quickest() float64 {
-	if p.level == 1 {
+	switch {
+	case p.method == packedTokens:
+		return 1e9
+	case p.level == 1:
 		return 300e6
 	}
 	return 100e6

@@ -3,12 +3,14 @@ package transfer
 import (
 	"encoding/binary"
 	"io"
+	"slices"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/transfer/chunk"
+	"github.com/shoal-engine/shoal/transfer/tokens"
 )
 
 // maxRun is the most content of one answer to a read.
@@ -23,10 +25,11 @@ type delta struct {
 	size   int64
 	recipe bool // send the chunks first
 	packed bool // the asker can compress as the blob was
+	tokens bool // it can make the blob of its tokens, which is preferred
 }
 
 func (d delta) encode() []byte {
-	w := want{digest: d.digest, size: d.size, fetching: d.recipe, packed: d.packed}.encode() // the same flags
+	w := want{digest: d.digest, size: d.size, fetching: d.recipe, packed: d.packed, tokens: d.tokens}.encode() // the same flags
 	w[0] = kindDelta
 	return w
 }
@@ -36,7 +39,7 @@ func decodeDelta(b []byte) (delta, error) {
 	if err == nil && (w.size < minDelta || w.size > maxDelta) {
 		err = api.InvalidArgument("delta frame: blobs of %d bytes move whole", w.size)
 	}
-	return delta{w.digest, w.size, w.fetching, w.packed}, err
+	return delta{w.digest, w.size, w.fetching, w.packed, w.tokens}, err
 }
 
 // read asks for bytes of the blob.
@@ -71,6 +74,17 @@ func decodePacked(b []byte) (packing, error) {
 		_, err = p.open(io.Discard)
 	}
 	return p, err
+}
+
+// layoutPart is the most of a layout in one frame.
+const layoutPart = 64 << 10
+
+// encodeLayout makes the frames of a layout.
+func encodeLayout(layout []byte) (out [][]byte) {
+	for part := range slices.Chunk(layout, layoutPart) {
+		out = append(out, frame(kindLayout, part...))
+	}
+	return out
 }
 
 // encodeChunks makes the frames of a recipe; the last one says so.
@@ -108,6 +122,50 @@ func decodeRate(b []byte) (float64, error) {
 	return float64(binary.BigEndian.Uint64(b)), nil
 }
 
+// The first byte of a run says how its content is packed.
+const (
+	runZstd   = 1
+	runPlanes = 2 // tokens in planes, each of them: its length (4 bytes), zstd
+)
+
+// encodePlanes packs tokens; it returns nothing if that is no use.
+func encodePlanes(z *zstd.Encoder, content []byte) []byte {
+	p := tokens.Split(content)
+	b := frame(kindRun, runPlanes)
+	for _, plane := range [][]byte{p.Gaps, p.Literals, p.Lengths, p.Upper, p.Lower, p.Rest} {
+		at := len(b)
+		b = z.EncodeAll(plane, append(b, 0, 0, 0, 0))
+		binary.BigEndian.PutUint32(b[at:], uint32(len(b)-at-4))
+	}
+	n := len(b) - headerSize
+	if n > 1+len(content) {
+		return nil
+	}
+	binary.BigEndian.PutUint32(b[1:], uint32(n))
+	return b
+}
+
+// decodePlanes unpacks n bytes of tokens.
+func decodePlanes(z *zstd.Decoder, b []byte, n int) ([]byte, error) {
+	var p tokens.Planes
+	for _, plane := range []*[]byte{&p.Gaps, &p.Literals, &p.Lengths, &p.Upper, &p.Lower, &p.Rest} {
+		if len(b) < 4 || uint64(binary.BigEndian.Uint32(b)) > uint64(len(b)-4) {
+			return nil, api.InvalidArgument("run frame: planes are cut off")
+		}
+		end := 4 + binary.BigEndian.Uint32(b)
+		var err error
+		if *plane, err = z.DecodeAll(b[4:end], nil); err != nil {
+			return nil, api.InvalidArgument("run frame: %w", err)
+		}
+		b = b[end:]
+	}
+	content, err := tokens.Join(p, n)
+	if err != nil || len(b) > 0 {
+		return nil, api.InvalidArgument("run frame: planes that don't fit each other, %d bytes too many: %w", len(b), err)
+	}
+	return content, nil
+}
+
 // encodeRun packs what a read asked for, compressed if that is shorter. Without an
 // encoder it is sent as it is.
 func encodeRun(z *zstd.Encoder, content []byte) []byte {
@@ -116,7 +174,7 @@ func encodeRun(z *zstd.Encoder, content []byte) []byte {
 		b = z.EncodeAll(content, b)
 	}
 	if n := len(b) - headerSize - 1; n > 0 && n < len(content) {
-		b[headerSize] = 1
+		b[headerSize] = runZstd
 	} else {
 		b = append(b[:headerSize+1], content...)
 	}
@@ -130,11 +188,17 @@ func decodeRun(z *zstd.Decoder, b []byte, n int) ([]byte, error) {
 		return nil, api.InvalidArgument("empty run frame")
 	}
 	content := b[1:]
-	if b[0]&1 != 0 {
-		var err error
+	var err error
+	switch b[0] & (runZstd | runPlanes) {
+	case runPlanes:
+		return decodePlanes(z, content, n)
+	case runZstd:
+
 		if content, err = z.DecodeAll(content, make([]byte, 0, n)); err != nil {
 			return nil, api.InvalidArgument("run frame: %w", err)
 		}
+	case runZstd | runPlanes:
+		return nil, api.InvalidArgument("run frame packed in two ways")
 	}
 	if len(content) != n {
 		return nil, api.InvalidArgument("run frame of %d bytes, %d were asked for", len(content), n)

@@ -66,6 +66,7 @@ type Peers struct {
 
 	recipes  *recipes // nil: all blobs move whole
 	packer   *zstd.Encoder
+	thorough *zstd.Encoder // for tokens
 	unpacker *zstd.Decoder
 
 	mu       sync.Mutex
@@ -101,6 +102,8 @@ func NewPeers(cfg PeersConfig) *Peers {
 		p.recipes = &recipes{dir: cfg.Chunks}
 		// Neither fails with options that are in range.
 		p.packer, _ = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(maxRun), zstd.WithEncoderCRC(false))
+		p.thorough, _ = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(maxRun), zstd.WithEncoderCRC(false),
+			zstd.WithEncoderLevel(zstd.SpeedBetterCompression))
 		p.unpacker, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(maxRun))
 	}
 	return p

@@ -21,6 +21,7 @@ import (
 
 	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/transfer/chunk"
+	"github.com/shoal-engine/shoal/transfer/tokens"
 )
 
 const (
@@ -30,6 +31,8 @@ const (
 	maxDelta = 4 << 30
 	// maxRecipe is the most chunks a recipe may have.
 	maxRecipe = maxDelta / chunk.Min
+	// topLayout bounds layouts of what is large.
+	topLayout = 32 << 20
 	// gentleness is the niceness of what isn't waited for.
 	gentleness = 10
 )
@@ -41,8 +44,16 @@ type Lister interface {
 	Blobs(ctx context.Context) iter.Seq2[ocispec.Descriptor, error]
 }
 
-// recipe is how a blob's content is cut: the blob's own bytes, or, of one that is
-// compressed, what it unpacks to. One without chunks says that the blob moves whole.
+// form is by which form of it a blob is cut; it ends the names of files.
+type form string
+
+const (
+	byContent form = ""        // by its own bytes or, if it is compressed, by what it unpacks to
+	byTokens  form = ".tokens" // of a gzip stream, by its tokens
+)
+
+// recipe is how a form of a blob is cut. One without chunks says that the blob moves
+// whole, or that there is no such form of it.
 type recipe struct {
 	packing packing
 	chunks  chunk.Recipe
@@ -50,7 +61,9 @@ type recipe struct {
 
 // recipes remembers how blobs are cut, as files beside the store, one a blob:
 //
-//	DIR/<digest in hex>   magic, size of the blob (8 bytes), packing, chunks, SHA-256 of all that
+//	DIR/<digest in hex>          magic, size of the blob (8 bytes), packing, length of the
+//	                             layout (4 bytes), layout, chunks, SHA-256 of all that
+//	DIR/<digest in hex>.tokens   the same, cut by tokens
 //
 // They are made ahead by Prepare, or when they are first asked for. One that is damaged
 // is made again.
@@ -59,10 +72,10 @@ type recipes struct {
 	one sync.Mutex // held while a blob is cut: one at a time, as it takes a whole processor
 }
 
-const recipeMagic = "shoal chunks 2\n\n"
+const recipeMagic = "shoal chunks 3\n\n"
 
 // of is the recipe of a blob that is held whole; it is made if need be.
-func (c *recipes) of(ctx context.Context, store Store, d digest.Digest) (recipe, error) {
+func (c *recipes) of(ctx context.Context, store Store, d digest.Digest, by form) (recipe, error) {
 	b, err := store.Open(ctx, d)
 	if err != nil {
 		return recipe{}, err
@@ -71,29 +84,47 @@ func (c *recipes) of(ctx context.Context, store Store, d digest.Digest) (recipe,
 	if !worthCutting(b) {
 		return recipe{}, api.NotFound("blob %s is not cut into chunks", d)
 	}
-	if r, err := c.load(d, b.Size()); err == nil {
+	if r, err := c.load(d, b.Size(), by); err == nil {
 		return r, nil
 	}
 	c.one.Lock()
 	defer c.one.Unlock()
-	if r, err := c.load(d, b.Size()); err == nil {
+	if r, err := c.load(d, b.Size(), by); err == nil {
 		return r, nil // made meanwhile
 	}
+	cut := cutContent
+	if by == byTokens {
+		cut = cutTokens
+	}
 	var r recipe
-	gently(func() { r, err = cutBlob(ctx, b) })
+	gently(func() { r, err = cut(ctx, b) })
 	if err != nil {
 		return recipe{}, err
 	}
-	return r, c.save(d, b.Size(), r)
+	return r, c.save(d, b.Size(), r, by)
 }
 
-// cutBlob reads the whole blob. One that can't be unpacked, or unpacks to too much, moves
-// whole.
-func cutBlob(ctx context.Context, b Blob) (recipe, error) {
+// cutTokens reads the whole blob. What isn't a gzip stream that could be made again has
+// no chunks.
+func cutTokens(ctx context.Context, b Blob) (recipe, error) {
+	z := tokens.NewReader(&untilDone{ctx, io.NewSectionReader(b, 0, b.Size())}, maxLayout(b.Size()))
+	chunks, err := chunk.Fine.Split(z)
+	if ctx.Err() != nil {
+		return recipe{}, ctx.Err()
+	}
+	if err != nil || len(chunks) > maxRecipe || chunks.Size() > maxDelta {
+		return recipe{packing: packing{method: packedOdd}}, nil
+	}
+	return recipe{packing{method: packedTokens, layout: z.Layout()}, chunks}, nil
+}
+
+// cutContent reads the whole blob. One that can't be unpacked, or unpacks to too much,
+// moves whole.
+func cutContent(ctx context.Context, b Blob) (recipe, error) {
 	r := recipe{packing: recognise(ctx, b)}
 	content, err := openContent(b, r.packing)
 	if err == nil {
-		r.chunks, err = chunk.Split(&untilDone{ctx, content})
+		r.chunks, err = chunk.Coarse.Split(&untilDone{ctx, content})
 		content.Close()
 	}
 	if ctx.Err() != nil {
@@ -135,16 +166,18 @@ func (u *untilDone) Read(b []byte) (int, error) {
 // worthCutting is false for blobs that are small or huge.
 func worthCutting(b Blob) bool { return b.Size() >= minDelta && b.Size() <= maxDelta }
 
-func (c *recipes) path(d digest.Digest) string { return filepath.Join(c.dir, d.Encoded()) }
+func (c *recipes) path(d digest.Digest, by form) string {
+	return filepath.Join(c.dir, d.Encoded()+string(by))
+}
 
 // made says whether there is a recipe; it may turn out to be damaged.
-func (c *recipes) made(d digest.Digest) bool {
-	_, err := os.Stat(c.path(d))
+func (c *recipes) made(d digest.Digest, by form) bool {
+	_, err := os.Stat(c.path(d, by))
 	return err == nil
 }
 
-func (c *recipes) load(d digest.Digest, size int64) (recipe, error) {
-	raw, err := os.ReadFile(c.path(d))
+func (c *recipes) load(d digest.Digest, size int64, by form) (recipe, error) {
+	raw, err := os.ReadFile(c.path(d, by))
 	if err != nil {
 		return recipe{}, err
 	}
@@ -152,9 +185,11 @@ func (c *recipes) load(d digest.Digest, size int64) (recipe, error) {
 }
 
 func encodeRecipe(r recipe, size int64) []byte {
-	b := make([]byte, 0, len(recipeMagic)+8+packingSize+len(r.packing.header)+len(r.chunks)*chunk.EntrySize+sha256.Size)
+	layout := r.packing.layout
+	b := make([]byte, 0, len(recipeMagic)+8+packingSize+len(r.packing.header)+4+len(layout)+len(r.chunks)*chunk.EntrySize+sha256.Size)
 	b = binary.BigEndian.AppendUint64(append(b, recipeMagic...), uint64(size))
-	b = r.chunks.Append(r.packing.append(b))
+	b = binary.BigEndian.AppendUint32(r.packing.append(b), uint32(len(layout)))
+	b = r.chunks.Append(append(b, layout...))
 	sum := sha256.Sum256(b)
 	return append(b, sum[:]...)
 }
@@ -178,7 +213,12 @@ func decodeRecipe(raw []byte, size int64) (recipe, error) {
 	if r.packing, body, err = decodePacking(body); err != nil {
 		return recipe{}, err
 	}
-	if r.chunks, err = chunk.Decode(body); err != nil {
+	if len(body) < 4 || uint64(binary.BigEndian.Uint32(body)) > uint64(len(body)-4) {
+		return recipe{}, api.InvalidArgument("chunk list has no layout")
+	}
+	n := 4 + binary.BigEndian.Uint32(body)
+	r.packing.layout = body[4:n]
+	if r.chunks, err = chunk.Decode(body[n:]); err != nil {
 		return recipe{}, err
 	}
 	if r.packing.method == packedNot && r.chunks.Size() != size {
@@ -188,7 +228,7 @@ func decodeRecipe(raw []byte, size int64) (recipe, error) {
 }
 
 // save makes the file appear whole or not at all. It needn't outlive a power cut.
-func (c *recipes) save(d digest.Digest, size int64, r recipe) error {
+func (c *recipes) save(d digest.Digest, size int64, r recipe, by form) error {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return api.Internal("keep the chunks of blob %s: %w", d, err)
 	}
@@ -199,7 +239,7 @@ func (c *recipes) save(d digest.Digest, size int64, r recipe) error {
 	_, err = f.Write(encodeRecipe(r, size))
 	err = errors.Join(err, f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), c.path(d))
+		err = os.Rename(f.Name(), c.path(d, by))
 	}
 	if err != nil {
 		return api.Internal("keep the chunks of blob %s: %w", d, errors.Join(err, os.Remove(f.Name())))
@@ -229,7 +269,8 @@ func (c *recipes) prune(held map[digest.Digest]int64) error {
 		return nil
 	}
 	for _, e := range entries {
-		_, ok := held[digest.NewDigestFromEncoded(digest.SHA256, e.Name())]
+		name := strings.TrimSuffix(e.Name(), string(byTokens))
+		_, ok := held[digest.NewDigestFromEncoded(digest.SHA256, name)]
 		if !ok && !strings.HasPrefix(e.Name(), tempPrefix) {
 			err = errors.Join(err, os.Remove(filepath.Join(c.dir, e.Name())))
 		}

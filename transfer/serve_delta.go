@@ -2,12 +2,11 @@ package transfer
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"time"
-
-	"github.com/klauspost/compress/zstd"
 )
 
 // maxUnpacks bounds how many sessions unpack a blob at a time: each takes memory and,
@@ -47,7 +46,7 @@ func (s *session) serveDelta(ctx context.Context, r *bufio.Reader, body []byte) 
 	if recipe.packing.method != packedNot {
 		size = recipe.chunks.Size()
 	}
-	return s.serveReads(r, content, size)
+	return s.serveReads(r, content, size, s.p.runs(recipe.packing.method))
 }
 
 // openDelta opens a blob that is to be served in parts.
@@ -63,6 +62,7 @@ func (s *session) openDelta(ctx context.Context, d delta) (*forward, recipe, err
 	if err == nil {
 		switch r.packing.method {
 		case packedNot:
+		case packedTokens:
 		case packedGo, packedFast:
 			if !d.packed {
 				err = errWhole
@@ -84,17 +84,32 @@ func (s *session) recipe(ctx context.Context, d delta, blob Blob) (recipe, error
 	if s.p.recipes == nil || blob.Size() != d.size {
 		return recipe{}, errWhole
 	}
-	if d.recipe {
-		return s.p.recipes.of(ctx, s.store, d.digest)
-	}
-	if r, err := s.p.recipes.load(d.digest, d.size); err == nil {
-		return r, nil
-	}
 	var head [4]byte
-	if err := readFull(blob, head[:], 0); err != nil || isCompressed(head[:]) {
-		return recipe{}, errors.Join(errWhole, err)
+	if err := readFull(blob, head[:], 0); err != nil {
+		return recipe{}, err
+	}
+	if d.tokens && bytes.HasPrefix(head[:], gzipMagic) {
+		r, err := s.have(ctx, d, byTokens)
+		if err != nil || r.packing.method == packedTokens {
+			return r, err
+		}
+	}
+	if d.recipe || isCompressed(head[:]) {
+		return s.have(ctx, d, byContent)
 	}
 	return recipe{}, nil
+}
+
+// have is a recipe; it is made only for those who ask for it.
+func (s *session) have(ctx context.Context, d delta, by form) (recipe, error) {
+	if d.recipe {
+		return s.p.recipes.of(ctx, s.store, d.digest, by)
+	}
+	r, err := s.p.recipes.load(d.digest, d.size, by)
+	if err != nil {
+		err = errors.Join(errWhole, err)
+	}
+	return r, err
 }
 
 // tellRecipe sends how a blob is packed, the sums of its pieces if it is, and its chunks.
@@ -108,7 +123,8 @@ func (s *session) tellRecipe(ctx context.Context, blob Blob, r recipe) error {
 		if err != nil {
 			return err
 		}
-		for _, b := range [][]byte{frame(kindPacked, r.packing.append(nil)...), frame(kindSums, sums...)} {
+		frames := append([][]byte{frame(kindPacked, r.packing.append(nil)...)}, encodeLayout(r.packing.layout)...)
+		for _, b := range append(frames, frame(kindSums, sums...)) {
 			if err := s.write(b); err != nil {
 				return err
 			}
@@ -123,7 +139,7 @@ func (s *session) tellRecipe(ctx context.Context, blob Blob, r recipe) error {
 }
 
 // serveReads answers reads in their order.
-func (s *session) serveReads(r *bufio.Reader, content io.ReaderAt, size int64) error {
+func (s *session) serveReads(r *bufio.Reader, content io.ReaderAt, size int64, compress packer) error {
 	buf := pieceBuffers.Get().(*[maxPiece]byte)
 	defer pieceBuffers.Put(buf)
 	var e economy
@@ -152,7 +168,7 @@ func (s *session) serveReads(r *bufio.Reader, content io.ReaderAt, size int64) e
 		if err := readFull(content, buf[:ask.len], ask.at); err != nil {
 			return err
 		}
-		if err := s.write(e.pack(s.p.packer, buf[:ask.len])); err != nil {
+		if err := s.write(e.pack(compress, buf[:ask.len])); err != nil {
 			return err
 		}
 	}
@@ -165,6 +181,21 @@ const (
 	tryAgain = 16
 )
 
+// packer makes the frame of a run, as short as it can.
+type packer func(content []byte) []byte
+
+// runs is what packs parts of a content.
+func (p *Peers) runs(method byte) packer {
+	return func(content []byte) []byte {
+		if method == packedTokens {
+			if b := encodePlanes(p.thorough, content); b != nil {
+				return b
+			}
+		}
+		return encodeRun(p.packer, content)
+	}
+}
+
 // economy decides whether to compress what is sent: not if that takes longer than the
 // bytes it saves would.
 type economy struct {
@@ -173,13 +204,13 @@ type economy struct {
 	plain int     // runs since then that weren't
 }
 
-func (e *economy) pack(z *zstd.Encoder, content []byte) []byte {
+func (e *economy) pack(compress packer, content []byte) []byte {
 	if e.gain < 0 && e.plain < tryAgain {
 		e.plain++
 		return encodeRun(nil, content)
 	}
 	begin := time.Now()
-	b := encodeRun(z, content)
+	b := compress(content)
 	e.plain = 0
 	if e.rate > slowLink {
 		saved := float64(len(content)-len(b)) / e.rate

@@ -34,9 +34,10 @@
 //	20 none   holder  piece asked for, or ffffffff for a next or a delta: not to be had
 //	21 size   holder  answers ask
 //	22 chunks holder  flags (1: the last), how the blob is cut; answers delta
-//	23 run    holder  flags (1: zstd), content; answers read
+//	23 run    holder  flags (1: zstd; 2: tokens in planes), content; answers read
 //	24 sums   holder  CRC-32C of every piece (4 bytes each), once, of a blob held whole
 //	25 packed holder  how the content is compressed; before sums and chunks
+//	27 layout holder  a part of what goes with tokens; after packed
 //	26 whose  holder  answers turn: state (0 nobody's; 1 yours; 2 others'), IDs as in
 //	                  peers: get it from these
 //

@@ -56,6 +56,7 @@ const (
 	kindSums   = 24 // holder: CRC-32C of every piece, once it has read them
 	kindWhose  = 26 // answers turn and stand: state, peers
 	kindPacked = 25 // holder, before sums and chunks: how the blob's content is compressed
+	kindLayout = 27 // holder, after packed: a part of the layout that goes with tokens
 )
 
 // A frame is its kind in a byte, the length of its body in four (big endian), and the
@@ -68,6 +69,7 @@ type want struct {
 	size     int64
 	fetching bool // the asker passes on what it gets; others may be told
 	packed   bool // in a delta: the asker can compress again
+	tokens   bool // in a delta: the asker can make a blob of its tokens
 }
 
 // Have says what the holder has.
@@ -114,6 +116,8 @@ func bodyLimit(kind byte) int {
 		return 4 * maxPieces
 	case kindPacked:
 		return packingSize + maxHeader
+	case kindLayout:
+		return layoutPart
 	case kindChunks:
 		return 1 + maxChunks*chunk.EntrySize
 	case kindRun:
@@ -193,6 +197,9 @@ func (w want) encode() []byte {
 	if w.packed {
 		b[0] |= 2
 	}
+	if w.tokens {
+		b[0] |= 4
+	}
 	binary.BigEndian.PutUint64(b[1:], uint64(w.size))
 	return frame(kindWant, append(b, w.digest...)...)
 }
@@ -201,7 +208,10 @@ func decodeWant(b []byte) (want, error) {
 	if len(b) < 9 {
 		return want{}, api.InvalidArgument("want frame of %d bytes", len(b))
 	}
-	w := want{fetching: b[0]&1 != 0, packed: b[0]&2 != 0, size: int64(binary.BigEndian.Uint64(b[1:])), digest: digest.Digest(b[9:])}
+	w := want{
+		fetching: b[0]&1 != 0, packed: b[0]&2 != 0, tokens: b[0]&4 != 0,
+		size: int64(binary.BigEndian.Uint64(b[1:])), digest: digest.Digest(b[9:]),
+	}
 	if err := w.digest.Validate(); err != nil {
 		return want{}, api.InvalidArgument("want frame: digest: %w", err)
 	}

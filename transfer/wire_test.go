@@ -3,6 +3,7 @@ package transfer
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"io"
 	"math/rand/v2"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shoal-engine/shoal/transfer/chunk"
+	"github.com/shoal-engine/shoal/transfer/tokens"
 )
 
 // roundTrip reads back one encoded frame.
@@ -120,10 +122,46 @@ func TestRun(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 }
 
+// TestPlanesInRuns: tokens are shorter in planes, and come back.
+func TestPlanesInRuns(t *testing.T) {
+	pack, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBetterCompression))
+	require.NoError(t, err)
+	unpack, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxRun))
+	require.NoError(t, err)
+	z := tokens.NewReader(bytes.NewReader(gzipOf(t, stableText())), 1<<20)
+	content, err := io.ReadAll(z)
+	require.NoError(t, err)
+	for _, b := range [][]byte{content, content[1 : len(content)-3]} {
+		kind, body := roundTrip(t, encodePlanes(pack, b))
+		require.Equal(t, byte(kindRun), kind)
+		require.Less(t, len(body), len(encodeRun(pack, b)))
+		got, err := decodeRun(unpack, body, len(b))
+		require.NoError(t, err)
+		require.Equal(t, b, got)
+		_, err = decodeRun(unpack, body, len(b)-1)
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+		_, err = decodeRun(unpack, body[:len(body)-1], len(b))
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	}
+	noise := make([]byte, maxRun)
+	rand.NewChaCha8([32]byte{}).Read(noise)
+	require.LessOrEqual(t, len(encodePlanes(pack, noise)), headerSize+1+maxRun)
+	require.Empty(t, encodePlanes(pack, []byte{0xf5}), "no use")
+}
+
+func gzipOf(t testing.TB, content []byte) []byte {
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	_, err := z.Write(content)
+	require.NoError(t, err)
+	require.NoError(t, z.Close())
+	return out.Bytes()
+}
+
 func TestRecipeFile(t *testing.T) {
-	plain := recipe{chunks: chunk.Recipe{{Len: 5}, {Sum: chunk.Sum{1}, Len: chunk.Max}}, packing: packing{header: []byte{}}}
+	plain := recipe{chunks: chunk.Recipe{{Len: 5}, {Sum: chunk.Sum{1}, Len: chunk.Max}}, packing: packing{header: []byte{}, layout: []byte{}}}
 	r := plain.chunks
-	packed := recipe{chunks: r, packing: packing{method: packedGo, level: 6, header: make([]byte, gzipHead)}}
+	packed := recipe{chunks: r, packing: packing{method: packedGo, level: 6, header: make([]byte, gzipHead), layout: []byte{1, 2, 3}}}
 	got, err := decodeRecipe(encodeRecipe(packed, 9), 9)
 	require.NoError(t, err)
 	require.Equal(t, packed, got)
@@ -146,6 +184,7 @@ func TestRecipeFile(t *testing.T) {
 func FuzzRecipeFile(f *testing.F) {
 	f.Add(encodeRecipe(recipe{chunks: chunk.Recipe{{Len: 5}}}, 5), int64(5))
 	f.Add(encodeRecipe(recipe{packing: packing{method: packedOdd}}, 5), int64(5))
+	f.Add(encodeRecipe(recipe{packing: packing{method: packedTokens, layout: []byte{1}}, chunks: chunk.Recipe{{Len: 5}}}, 9), int64(9))
 	f.Add([]byte(recipeMagic), int64(0))
 	f.Fuzz(func(t *testing.T, b []byte, size int64) {
 		if r, err := decodeRecipe(b, size); err == nil && r.packing.method == packedNot {
@@ -167,7 +206,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add(encodeAsk(digest.FromString("x")))
 	f.Add(encodeSize(noSize))
 	f.Add(delta{digest: digest.FromString("x"), size: 1 << 20, recipe: true}.encode())
-	f.Add(frame(kindPacked, packing{packedGo, 6, make([]byte, gzipHead)}.append(nil)...))
+	f.Add(frame(kindPacked, packing{method: packedGo, level: 6, header: make([]byte, gzipHead)}.append(nil)...))
 	f.Add(encodeRate(1e6))
 	f.Add(read{at: 5, len: 10}.encode())
 	f.Add(encodeChunks(chunk.Recipe{{Len: 3}, {Len: 4}})[0])
@@ -177,6 +216,9 @@ func FuzzFrames(f *testing.F) {
 	require.NoError(f, err)
 	f.Add(encodeRun(pack, make([]byte, 1000)))
 	f.Add(encodeRun(pack, []byte("noise")))
+	f.Add(encodePlanes(pack, stableText()[:1000]))
+	f.Add(encodeLayout([]byte{1, 2, 3})[0])
+	f.Add(delta{digest: digest.FromString("x"), size: 1 << 20, recipe: true, tokens: true}.encode())
 	data := make([]byte, headerSize+dataHeadSize+3)
 	putDataHead(data, dataHead{piece: 1, last: true}, 3)
 	f.Add(data)

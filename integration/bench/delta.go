@@ -27,9 +27,18 @@ import (
 // the installation of curl, and compares the bytes that moved with a git pack that
 // has the one tree and is told of the other, and the time with moving everything.
 func (b *bench) delta(ctx context.Context) error {
-	trees := [2]string{filepath.Join(b.tmp, "before"), filepath.Join(b.tmp, "after")}
-	if err := debian(ctx, trees); err != nil {
-		return err
+	keep := b.trees
+	if keep == "" {
+		keep = b.tmp
+	}
+	trees := [2]string{filepath.Join(keep, "before"), filepath.Join(keep, "after")}
+	if _, err := os.Stat(filepath.Join(keep, "made")); err != nil {
+		if err := debian(ctx, trees); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(keep, "made"), nil, 0o644); err != nil {
+			return err
+		}
 	}
 	pack, err := thinPack(ctx, filepath.Join(b.tmp, "git"), trees)
 	if err != nil {
@@ -127,7 +136,7 @@ func cutAhead(ctx context.Context, data string, blobs int) error {
 	defer tick.Stop()
 	for {
 		cut, err := filepath.Glob(filepath.Join(data, "chunks", "[0-9a-f]*"))
-		if err != nil || len(cut) >= blobs {
+		if err != nil || len(cut) >= 2*blobs { // by content and by tokens
 			return err
 		}
 		select {

@@ -40,6 +40,8 @@ type bench struct {
 	minutes                float64
 	holders                int // nodes that ping's image comes from
 	settle                 time.Duration
+	trees                  string // keeps what delta updates; empty: nothing does
+	updates                int
 	figures                []figure // of the part that runs
 }
 
@@ -56,6 +58,8 @@ func run() error {
 	only := flag.String("only", "", "parts to run, separated by commas: start,load,fanout,delta,dns,tls,coldrun,ping")
 	cold := flag.Int("cold", 7, "fanout: nodes that start the image at once")
 	holders := flag.Int("holders", 1, "ping: nodes that send the image")
+	trees := flag.String("trees", "", "delta: a directory that keeps the two trees, so that further runs have the same ones")
+	updates := flag.Int("updates", 3, "delta: runs of each kind of update; medians are printed")
 	minutes := flag.Float64("minutes", 1, "ping: how long the links are kept full")
 	picture := flag.String("plot", "", "also draw the figures, as SVG: with -json, all that are in the file")
 	out := flag.String("json", "", "also keep the figures in this file; parts that aren't run stay in it as they are")
@@ -77,7 +81,7 @@ func run() error {
 	defer os.RemoveAll(tmp)
 	b := &bench{
 		root: abs, shoal: filepath.Join(abs, "bin/shoal"), docker: "docker", dockerd: "dockerd",
-		tmp: tmp, runs: *runs, cold: *cold, minutes: *minutes, holders: *holders, settle: *settle,
+		tmp: tmp, runs: *runs, cold: *cold, minutes: *minutes, holders: *holders, settle: *settle, trees: *trees, updates: *updates,
 	}
 	kept := records{}
 	if *out != "" {

@@ -11,20 +11,29 @@ import (
 	"github.com/shoal-engine/shoal/api"
 )
 
-// Bounds of chunks. Two nodes that cut differently find nothing in common, so these,
-// the table and the masks are part of the wire protocol.
+// Bounds of chunks of the coarse grain. Two nodes that cut differently find nothing in
+// common, so these, the table and the masks are part of the wire protocol.
 const (
 	Min     = 4 << 10
 	Average = 16 << 10
 	Max     = 64 << 10
 )
 
+// Grain is how finely content is cut: each step halves the bounds.
+type Grain uint
+
+const (
+	Coarse Grain = 0 // for content as it is
+	Fine   Grain = 2 // for what is dense: a quarter of the bounds
+)
+
 // A cut is where the top bits of the rolling hash are zero: 16 of them before the
 // average length, 12 after it, which keeps lengths near the average (FastCDC's normalised
-// chunking). Each bit of the hash that is looked at depends on at least the last 48 bytes.
+// chunking), and one bit less for each step of the grain. Each bit of the hash that is
+// looked at depends on at least the last 48 bytes.
 const (
-	maskShort = 0xffff << 48
-	maskLong  = 0xfff << 52
+	bitsShort = 16
+	bitsLong  = 12
 )
 
 // gear gives each byte its random number.
@@ -45,14 +54,15 @@ func makeGear() (t [256]uint64) {
 
 // Cut is the length of the first chunk of b. Unless b is the end of the content, it must
 // have Max bytes.
-func Cut(b []byte) int {
-	n := min(len(b), Max)
-	if n <= Min {
+func (g Grain) Cut(b []byte) int {
+	n := min(len(b), Max>>g)
+	if n <= Min>>g {
 		return n
 	}
+	maskShort, maskLong := ^uint64(0)<<(64-bitsShort+g), ^uint64(0)<<(64-bitsLong+g)
 	var h uint64
-	i := Min
-	for ; i < min(Average, n); i++ {
+	i := Min >> g
+	for ; i < min(Average>>g, n); i++ {
 		if h = h<<1 + gear[b[i]]; h&maskShort == 0 {
 			return i + 1
 		}
@@ -94,7 +104,7 @@ func (r Recipe) Size() int64 {
 }
 
 // Split reads content to its end and cuts it.
-func Split(r io.Reader) (Recipe, error) {
+func (g Grain) Split(r io.Reader) (Recipe, error) {
 	br := bufio.NewReaderSize(r, 4*Max)
 	var out Recipe
 	for {
@@ -105,7 +115,7 @@ func Split(r io.Reader) (Recipe, error) {
 		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, err
 		}
-		n := Cut(b)
+		n := g.Cut(b)
 		out = append(out, Chunk{SumOf(b[:n]), uint32(n)})
 		if _, err := br.Discard(n); err != nil {
 			return nil, err

@@ -23,7 +23,7 @@ func noise(seed uint64, n int) []byte {
 }
 
 func split(t require.TestingT, b []byte) chunk.Recipe {
-	r, err := chunk.Split(bytes.NewReader(b))
+	r, err := chunk.Coarse.Split(bytes.NewReader(b))
 	require.NoError(t, err)
 	return r
 }
@@ -47,7 +47,7 @@ func TestSplit(t *testing.T) {
 			require.Equal(t, chunk.SumOf(b[at:at+int(c.Len)]), c.Sum)
 			at += int(c.Len)
 		}
-		halves, err := chunk.Split(iotest.HalfReader(bytes.NewReader(b)))
+		halves, err := chunk.Coarse.Split(iotest.HalfReader(bytes.NewReader(b)))
 		require.NoError(t, err)
 		require.Equal(t, r, halves)
 	})
@@ -94,7 +94,7 @@ func TestCutsAreFixed(t *testing.T) {
 
 func TestFailingReader(t *testing.T) {
 	broken := errors.New("broken")
-	_, err := chunk.Split(io.MultiReader(bytes.NewReader(noise(1, 300_000)), iotest.ErrReader(broken)))
+	_, err := chunk.Coarse.Split(io.MultiReader(bytes.NewReader(noise(1, 300_000)), iotest.ErrReader(broken)))
 	require.ErrorIs(t, err, broken)
 }
 
