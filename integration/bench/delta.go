@@ -50,30 +50,38 @@ func (b *bench) delta(ctx context.Context) error {
 		speeds []string
 	}{
 		{"plain", false, []string{"200mbit", "unshaped"}},
-		{"gzip", true, []string{"50mbit", "200mbit"}},
+		{"gzip", true, []string{"50mbit", "200mbit", "unshaped"}},
 	} {
 		archives, size := [2]string{}, int64(0)
 		for i, tree := range trees {
-			archives[i] = tree + ".image.tar"
+			archives[i] = filepath.Join(b.tmp, fmt.Sprintf("debian%d.tar", i))
 			if size, err = treeImage(ctx, tree, archives[i], fmt.Sprintf("debian:%d", i), layer.gzip); err != nil {
 				return err
 			}
 		}
 		for _, speed := range layer.speeds {
-			u, err := b.update(ctx, archives, speed)
-			if err != nil {
-				return fmt.Errorf("%s, %s: %w", layer.what, speed, err)
+			var moved, took, whole, spent, spentWhole []float64
+			for range b.updates {
+				u, err := b.update(ctx, archives, speed)
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", layer.what, speed, err)
+				}
+				fmt.Fprintf(os.Stderr, "%s, %s: %+v\n", layer.what, speed, u)
+				moved, took, whole = append(moved, u.moved/1e6), append(took, u.took), append(whole, u.whole)
+				spent, spentWhole = append(spent, u.spent), append(spentWhole, u.spentWhole)
 			}
 			what := fmt.Sprintf("update of a %s layer of %d MB rebuilt after apt-get install curl, %s: ", layer.what, size/1e6, speed)
-			b.add(figure{what + "bytes moved", "MB", u.moved / 1e6, pack / 1e6, "peer: git's thin pack between the two trees"})
-			b.add(figure{what + "time", "s", u.took, u.whole, "peer: the same image to a node that has nothing of it"})
+			b.add(figure{what + "bytes moved", "MB", median(moved), pack / 1e6, spread(moved) + "; peer: git's thin pack between the two trees"})
+			b.add(figure{what + "time", "s", median(took), median(whole), spread(took) + "; peer: the same image to a node that has nothing of it, " + spread(whole)})
+			b.add(figure{what + "processor time of all agents", "s", median(spent), median(spentWhole), "peer: as before"})
 		}
 	}
 	return nil
 }
 
-// updated is what an update took.
-type updated struct{ moved, took, whole float64 }
+// updated is what an update took, and what moving everything did: seconds, and seconds
+// of processors.
+type updated struct{ moved, took, whole, spent, spentWhole float64 }
 
 // update brings the first image to node 2, and then the second to node 3, which has
 // nothing, and to node 2. Nodes cut their blobs before.
@@ -119,15 +127,35 @@ func (b *bench) update(ctx context.Context, archives [2]string, speed string) (u
 	if err != nil {
 		return u, err
 	}
-	if u.whole, err = bring(1, 3); err != nil {
+	if u.whole, u.spentWhole, err = b.measured(l, func() (float64, error) { return bring(1, 3) }); err != nil {
 		return u, err
 	}
-	if u.took, err = bring(1, 2); err != nil {
+	if err := cutAhead(ctx, l.Data(3), 1); err != nil { // not beside what follows
+		return u, err
+	}
+	if u.took, u.spent, err = b.measured(l, func() (float64, error) { return bring(1, 2) }); err != nil {
 		return u, err
 	}
 	after, err := received(l.Log(2))
 	u.moved = after - before
 	return u, err
+}
+
+// measured is what something took, and the processor time of all agents meanwhile.
+func (b *bench) measured(l *lab.Lab, do func() (float64, error)) (took, spent float64, err error) {
+	var agents []int
+	for n := 1; n <= l.Nodes(); n++ {
+		agents = append(agents, l.Pid(n))
+	}
+	before, err := processor(agents...)
+	if err != nil {
+		return 0, 0, err
+	}
+	if took, err = do(); err != nil {
+		return 0, 0, err
+	}
+	after, err := processor(agents...)
+	return took, after - before, err
 }
 
 // cutAhead waits until a node has cut so many blobs into chunks.

@@ -55,11 +55,11 @@ func main() {
 func run() error {
 	root := flag.String("root", ".", "the repository")
 	runs := flag.Int("runs", 21, "pairs of runs; medians are printed")
-	only := flag.String("only", "", "parts to run, separated by commas: start,load,fanout,delta,dns,tls,coldrun,ping")
+	only := flag.String("only", "", "parts to run, separated by commas: start,load,fanout,delta,pull,dns,tls,coldrun,ping")
 	cold := flag.Int("cold", 7, "fanout: nodes that start the image at once")
 	holders := flag.Int("holders", 1, "ping: nodes that send the image")
 	trees := flag.String("trees", "", "delta: a directory that keeps the two trees, so that further runs have the same ones")
-	updates := flag.Int("updates", 3, "delta: runs of each kind of update; medians are printed")
+	updates := flag.Int("updates", 3, "delta, pull: runs of each kind; medians are printed")
 	minutes := flag.Float64("minutes", 1, "ping: how long the links are kept full")
 	picture := flag.String("plot", "", "also draw the figures, as SVG: with -json, all that are in the file")
 	out := flag.String("json", "", "also keep the figures in this file; parts that aren't run stay in it as they are")
@@ -156,7 +156,7 @@ type part struct {
 
 func (b *bench) all() []part {
 	return []part{
-		{"start", b.start}, {"load", b.load}, {"fanout", b.fanout}, {"delta", b.delta}, {"dns", b.dns},
+		{"start", b.start}, {"load", b.load}, {"fanout", b.fanout}, {"delta", b.delta}, {"pull", b.pull}, {"dns", b.dns},
 		{"tls", b.tls}, {"coldrun", b.coldRun}, {"ping", b.ping},
 	}
 }
