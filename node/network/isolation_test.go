@@ -89,6 +89,25 @@ func TestUnknownSliceIsUnreachable(t *testing.T) {
 	require.ErrorContains(t, err, "no route to host")
 }
 
+// Who still knows the address of a container that is gone learns soon that nobody is there:
+// the kernel's own 3 s would be more than a dial here may take.
+func TestGoneContainerIsUnreachableSoon(t *testing.T) {
+	h := newTestHost(t)
+	n := h.network(t, Config{})
+	near, gone := connect(t, n, "near"), connect(t, n, "gone")
+	require.NoError(t, n.Disconnect(t.Context(), "gone"))
+	addr := netip.AddrPortFrom(gone.Address.Addr(), 80).String()
+	dial := func() error {
+		c, err := net.DialTimeout("tcp4", addr, 2900*time.Millisecond)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	}
+	require.ErrorContains(t, inPinned(near.NetnsPath, dial), "no route to host", "from a neighbour")
+	require.ErrorContains(t, inPinned(h.path, dial), "no route to host", "from the host")
+}
+
 // A UDP client that never changes its port gets to the container of today.
 func TestUDPFollowsTheContainer(t *testing.T) {
 	h, outside := newTestHost(t), newTestHost(t)

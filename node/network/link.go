@@ -59,6 +59,9 @@ func ensureBridge(nl *netlink.Handle, name string, mtu int, addrs []netip.Prefix
 			return nil, err
 		}
 	}
+	if err := hasty(name); err != nil {
+		return nil, err
+	}
 	if err := setAddresses(nl, l, addrs); err != nil {
 		return nil, err
 	}
@@ -177,6 +180,9 @@ func (w wire) configure() error {
 	if err := nl.LinkSetUp(l); err != nil {
 		return fmt.Errorf("set %s up: %w", containerLink, err)
 	}
+	if err := hasty(containerLink); err != nil {
+		return err
+	}
 	route := netlink.Route{LinkIndex: l.Attrs().Index, Gw: w.gateway.AsSlice()}
 	if err := nl.RouteAdd(&route); err != nil {
 		return fmt.Errorf("add default route via %s: %w", w.gateway, err)
@@ -207,6 +213,13 @@ func furnish() error {
 		}
 	}
 	return quiet("default")
+}
+
+// hasty lets a connection over a link to an address that nobody has fail after 0.3 s instead
+// of 3: neighbours on a bridge answer within microseconds, and whoever meets a container that
+// has just stopped, a load balancer for one, tries another the sooner.
+func hasty(link string) error {
+	return sysctl("ipv4/neigh/"+link+"/retrans_time_ms", "100")
 }
 
 // quiet turns IPv6 off on a link, or on those to come: containers have IPv4 addresses, and
