@@ -88,7 +88,7 @@ func idOf(who byte) string { return p2p.PeerID(keyOf(who).Public().(ed25519.Publ
 
 // exchangeHost is a host of nodes' own kind.
 func exchangeHost(who byte, listen ...string) (*p2p.Host, error) {
-	return p2p.New(p2p.Config{Key: keyOf(who), Listen: listen, Allow: func(string, string) bool { return true }})
+	return p2p.New(p2p.Config{Key: keyOf(who), Listen: listen, Allow: func(string, string) bool { return true }, Background: true})
 }
 
 // give serves a blob of a size at an address as nodes do, until it is told to end.

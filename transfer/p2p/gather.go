@@ -30,7 +30,7 @@ func (t gathering) SecureOutbound(ctx context.Context, insecure net.Conn, p peer
 }
 
 func gathered(insecure net.Conn, secure func(net.Conn) (sec.SecureConn, error)) (sec.SecureConn, error) {
-	g := &gatherer{Conn: insecure}
+	g := &gatherer{Conn: insecure, patience: newPatience(insecure)}
 	c, err := secure(g)
 	if err != nil {
 		return nil, err
@@ -69,6 +69,7 @@ func (c *gatheredConn) Close() error {
 // gatherSize of it. What fails stays failed, as part of the stream is lost.
 type gatherer struct {
 	net.Conn
+	patience *patience
 
 	mu    sync.Mutex // of all writing
 	holds int
@@ -103,6 +104,12 @@ func (g *gatherer) writing() bool {
 	}
 	g.mu.Unlock()
 	return false
+}
+
+func (g *gatherer) Read(b []byte) (int, error) {
+	n, err := g.Conn.Read(b)
+	g.patience.came(b[:n])
+	return n, err
 }
 
 func (g *gatherer) Write(b []byte) (int, error) {

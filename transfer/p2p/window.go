@@ -113,16 +113,25 @@ func clamp(raw syscall.RawConn, size int) (err error) {
 	return err
 }
 
+// socket is what a connection of the kernel's can do; libp2p, too, sets it up.
+type socket interface {
+	manet.Conn
+	syscall.Conn
+	SetLinger(seconds int) error
+	SetKeepAlive(on bool) error
+	SetKeepAlivePeriod(d time.Duration) error
+}
+
 // windowed is a connection that keeps its window right while something arrives.
 type windowed struct {
-	manet.Conn
+	socket
 	raw syscall.RawConn
 	w   window // of the one who reads
 }
 
 // keepWindow returns the connection as it is if it isn't a socket.
 func keepWindow(c manet.Conn) manet.Conn {
-	s, ok := c.(syscall.Conn)
+	s, ok := c.(socket)
 	if !ok {
 		return c
 	}
@@ -130,11 +139,11 @@ func keepWindow(c manet.Conn) manet.Conn {
 	if err != nil {
 		return c
 	}
-	return &windowed{Conn: c, raw: raw}
+	return &windowed{socket: s, raw: raw}
 }
 
 func (c *windowed) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
+	n, err := c.socket.Read(b)
 	if now := time.Now(); c.raw != nil && now.Sub(c.w.at) >= windowEvery {
 		if c.adjust(now) != nil {
 			c.raw = nil // closed, or a kernel that can't
