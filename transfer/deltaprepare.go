@@ -7,8 +7,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// calm is how long nothing may have changed before blobs are cut ahead.
-const calm = time.Second
+// calm is how long nothing may have changed before blobs are cut ahead: who has got an
+// image starts containers of it first, and others may still be fetching it.
+const calm = 10 * time.Second
 
 // Prepare cuts the blobs of a store ahead, so that updates find what is alike at once.
 // It takes one thread that yields to others. It returns when ctx ends.
