@@ -49,7 +49,9 @@ func TestReplayForgetsNobody(t *testing.T) {
 	require.NoError(t, err)
 	s := &session{cfg: Config{Wire: wire, Dir: t.TempDir()}, members: noGossip{}, state: state}
 	s.cfg.Self.ID = "self"
-	require.NoError(t, s.notePeers(now))
+	gone, err := s.notePeers(now)
+	require.NoError(t, err)
+	require.Empty(t, gone)
 	require.Equal(t, peerBook{"leader": true, "third": true}, wire)
 	kept, err := identity.LoadState(s.cfg.Dir)
 	require.NoError(t, err)
@@ -57,12 +59,15 @@ func TestReplayForgetsNobody(t *testing.T) {
 	again := &session{cfg: s.cfg, members: noGossip{}, state: kept, peers: kept.Peers, peersAt: kept.PeersAt}
 	for _, v := range []catalog.View{step, without} {
 		require.True(t, again.isOld(v))
-		require.NoError(t, again.notePeers(v))
+		gone, err = again.notePeers(v)
+		require.NoError(t, err)
+		require.Empty(t, gone)
 		require.Equal(t, peerBook{"leader": true, "third": true}, wire)
 	}
 	require.False(t, again.isOld(now))
 	_, err = store.Propose(t.Context(), catalog.RemoveNode{ID: "third"})
 	require.NoError(t, err)
-	require.NoError(t, again.notePeers(store.View()))
-	require.Equal(t, peerBook{"leader": true}, wire, "what was removed since must go")
+	gone, err = again.notePeers(store.View())
+	require.NoError(t, err)
+	require.Equal(t, []string{"third"}, gone, "what was removed since must go")
 }

@@ -31,6 +31,10 @@ const (
 	announceRetry = time.Second
 	// partLimit bounds how long a node that leaves waits for its voice to be taken over.
 	partLimit = 10 * time.Second
+	// lastWord is for how long streams to a node that was removed are kept, so that it
+	// hears why: cut off before, it would go on as a member of a cluster that it can't
+	// reach. It may open no others.
+	lastWord = 500 * time.Millisecond
 	// tokenPeers is how many nodes a token names, this one first.
 	tokenPeers = 5
 )
@@ -314,11 +318,16 @@ func (s *session) watchMembers(ctx context.Context) error {
 
 // followNodes keeps the addresses of the catalog's nodes where they are needed: in the
 // wire and on disk for the next start. Nothing here waits for other nodes: who was removed
-// is cut off at once.
+// is let in no more from then on, and cut off a moment later.
 func (s *session) followNodes(ctx context.Context) error {
 	for {
 		v := s.cat.View()
-		if err := s.notePeers(v); err != nil {
+		gone, err := s.notePeers(v)
+		if len(gone) > 0 {
+			pause(ctx, lastWord)
+			s.hangUp(gone)
+		}
+		if err != nil {
 			return err
 		}
 		if s.cat.Wait(ctx, v.Index()) != nil {
@@ -350,8 +359,9 @@ func (s *session) isOld(v catalog.View) bool {
 	return v.Index() < s.peersAt
 }
 
-// notePeers tells the wire who is a member and remembers it, if it changed.
-func (s *session) notePeers(v catalog.View) error {
+// notePeers tells the wire who is a member and remembers it, if it changed. Who is one no
+// more is still to be hung up on.
+func (s *session) notePeers(v catalog.View) (gone []string, err error) {
 	var now []identity.PeerAddr
 	listed := false
 	for _, n := range v.Nodes() {
@@ -365,7 +375,7 @@ func (s *session) notePeers(v catalog.View) error {
 	before := s.peers
 	if !listed || v.Index() < s.peersAt || slices.EqualFunc(before, now, samePeer) {
 		s.mu.Unlock()
-		return nil // nothing new, or the replica hasn't caught up yet
+		return nil, nil // nothing new, or the replica hasn't caught up yet
 	}
 	s.peers, s.peersAt = now, v.Index()
 	s.mu.Unlock()
@@ -374,13 +384,22 @@ func (s *session) notePeers(v catalog.View) error {
 	}
 	for _, p := range before {
 		if !slices.ContainsFunc(now, func(n identity.PeerAddr) bool { return n.ID == p.ID }) {
-			s.cfg.Wire.ForgetPeer(p.ID)
-			s.members.Forget(p.ID)
+			gone = append(gone, p.ID)
 		}
 	}
 	state := s.state
 	state.Peers, state.PeersAt = now, v.Index()
-	return state.Save(s.cfg.Dir)
+	return gone, state.Save(s.cfg.Dir)
+}
+
+// hangUp ends what is open with nodes that were removed, unless they are back.
+func (s *session) hangUp(gone []string) {
+	for _, id := range gone {
+		if !s.knows(id) {
+			s.cfg.Wire.ForgetPeer(id)
+			s.members.Forget(id)
+		}
+	}
 }
 
 func samePeer(a, b identity.PeerAddr) bool { return a.ID == b.ID && slices.Equal(a.Addrs, b.Addrs) }
