@@ -129,12 +129,16 @@ const (
 )
 
 // encodePlanes packs tokens; it returns nothing if that is no use.
-func encodePlanes(z *zstd.Encoder, content []byte) []byte {
+// The thorough encoder is for the planes where it gains more than it costs.
+func encodePlanes(thorough, quick *zstd.Encoder, content []byte) []byte {
 	p := tokens.Split(content)
 	b := frame(kindRun, runPlanes)
-	for _, plane := range [][]byte{p.Gaps, p.Literals, p.Lengths, p.Upper, p.Lower, p.Rest} {
+	for _, plane := range []struct {
+		z       *zstd.Encoder
+		content []byte
+	}{{quick, p.Gaps}, {thorough, p.Literals}, {quick, p.Lengths}, {thorough, p.Upper}, {quick, p.Lower}, {quick, p.Rest}} {
 		at := len(b)
-		b = z.EncodeAll(plane, append(b, 0, 0, 0, 0))
+		b = plane.z.EncodeAll(plane.content, append(b, 0, 0, 0, 0))
 		binary.BigEndian.PutUint32(b[at:], uint32(len(b)-at-4))
 	}
 	n := len(b) - headerSize

@@ -188,7 +188,7 @@ type packer func(content []byte) []byte
 func (p *Peers) runs(method byte) packer {
 	return func(content []byte) []byte {
 		if method == packedTokens {
-			if b := encodePlanes(p.thorough, content); b != nil {
+			if b := encodePlanes(p.thorough, p.packer, content); b != nil {
 				return b
 			}
 		}

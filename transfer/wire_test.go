@@ -132,7 +132,7 @@ func TestPlanesInRuns(t *testing.T) {
 	content, err := io.ReadAll(z)
 	require.NoError(t, err)
 	for _, b := range [][]byte{content, content[1 : len(content)-3]} {
-		kind, body := roundTrip(t, encodePlanes(pack, b))
+		kind, body := roundTrip(t, encodePlanes(pack, pack, b))
 		require.Equal(t, byte(kindRun), kind)
 		require.Less(t, len(body), len(encodeRun(pack, b)))
 		got, err := decodeRun(unpack, body, len(b))
@@ -145,8 +145,8 @@ func TestPlanesInRuns(t *testing.T) {
 	}
 	noise := make([]byte, maxRun)
 	rand.NewChaCha8([32]byte{}).Read(noise)
-	require.LessOrEqual(t, len(encodePlanes(pack, noise)), headerSize+1+maxRun)
-	require.Empty(t, encodePlanes(pack, []byte{0xf5}), "no use")
+	require.LessOrEqual(t, len(encodePlanes(pack, pack, noise)), headerSize+1+maxRun)
+	require.Empty(t, encodePlanes(pack, pack, []byte{0xf5}), "no use")
 }
 
 func gzipOf(t testing.TB, content []byte) []byte {
@@ -216,7 +216,7 @@ func FuzzFrames(f *testing.F) {
 	require.NoError(f, err)
 	f.Add(encodeRun(pack, make([]byte, 1000)))
 	f.Add(encodeRun(pack, []byte("noise")))
-	f.Add(encodePlanes(pack, stableText()[:1000]))
+	f.Add(encodePlanes(pack, pack, stableText()[:1000]))
 	f.Add(encodeLayout([]byte{1, 2, 3})[0])
 	f.Add(delta{digest: digest.FromString("x"), size: 1 << 20, recipe: true, tokens: true}.encode())
 	data := make([]byte, headerSize+dataHeadSize+3)

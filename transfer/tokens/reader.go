@@ -280,7 +280,7 @@ func (z *Reader) coded() error {
 		at += int((63 - n) >> 3)
 		n |= 56
 		e := z.lit.look(acc)
-		acc >>= e.used() & 63
+		acc >>= e.used()
 		n -= e.used()
 		if e.literal() {
 			count++
@@ -297,11 +297,11 @@ func (z *Reader) coded() error {
 			break
 		}
 		length := e.value() + uint32(acc)&e.mask()
-		acc >>= e.extra() & 63
+		acc >>= e.extra()
 		d := z.dist.look(acc)
-		acc >>= d.used() & 63
+		acc >>= d.used()
 		distance := d.value() + uint32(acc)&d.mask()
-		acc >>= d.extra() & 63
+		acc >>= d.extra()
 		n -= e.extra() + d.used() + d.extra()
 		if d.stops() || length == 258 && e.extra() > 0 {
 			done, bad = true, true

@@ -2,21 +2,21 @@ package tokens
 
 // entry is what the next bits mean.
 //
-//	bits 0–7    how many bits the code takes
-//	bits 8–15   how many extra bits follow
+//	bits 0–3    how many bits the code takes
+//	bits 4–7    how many extra bits follow; of a link, how wide the second table is
+//	bits 8–10   the kind
 //	bits 16–31  a literal, the base of a length or distance, endOfBlock, or where a
 //	            second table begins
-//	bits 32–34  the kind
-type entry uint64
+type entry uint32
 
 const (
-	isLiteral entry = 1 << 32
-	isStop    entry = 1 << 33 // the end of the block, or (not endOfBlock) no code
-	isLink    entry = 1 << 34 // extra is the width of the second table
+	isLiteral entry = 1 << 8
+	isStop    entry = 1 << 9 // the end of the block, or (not endOfBlock) no code
+	isLink    entry = 1 << 10
 )
 
-func (e entry) used() uint    { return uint(e & 0xff) }
-func (e entry) extra() uint   { return uint(e >> 8 & 0xff) }
+func (e entry) used() uint    { return uint(e & 15) }
+func (e entry) extra() uint   { return uint(e >> 4 & 15) }
 func (e entry) value() uint32 { return uint32(e) >> 16 }
 func (e entry) mask() uint32  { return 1<<e.extra() - 1 }
 func (e entry) literal() bool { return e&isLiteral != 0 }
@@ -49,14 +49,14 @@ func litEntry(symbol int) entry {
 		return endOfBlock<<16 | isStop
 	case symbol < maxLitLen:
 		s := lengths[symbol-257]
-		return entry(s.base)<<16 | entry(s.extra)<<8
+		return entry(s.base)<<16 | entry(s.extra)<<4
 	}
 	return isStop
 }
 
 func distEntry(symbol int) entry {
 	s := distances[symbol]
-	return entry(s.base)<<16 | entry(s.extra)<<8
+	return entry(s.base)<<16 | entry(s.extra)<<4
 }
 
 // build makes the table of a code.
@@ -91,7 +91,7 @@ func (t *table) build(lens []uint8, mean func(symbol int) entry) error {
 		low := c.code[s] & (1<<first - 1)
 		w := uint(width[low])
 		if t.first[low]&isLink == 0 {
-			t.first[low] = isLink | entry(len(t.second))<<16 | entry(w)<<8
+			t.first[low] = isLink | entry(len(t.second))<<16 | entry(w)<<4
 			for range 1 << w {
 				t.second = append(t.second, isStop)
 			}
