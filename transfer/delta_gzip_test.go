@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/hex"
+	"math/rand/v2"
 	"os/exec"
 	"slices"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	fast "github.com/klauspost/compress/gzip"
 	"github.com/stretchr/testify/require"
 
+	"github.com/shoal-engine/shoal/transfer/chunk"
 	"github.com/shoal-engine/shoal/transfer/storetest"
 )
 
@@ -29,9 +31,13 @@ func gzipped(t *testing.T, content []byte, level int) []byte {
 // texts are versions of something that compresses, not much longer than what deltas are
 // for: compressing takes long with the race detector.
 func texts(t *testing.T) (old, next []byte) {
-	old, next = versions(t)
+	t.Helper()
 	const size, some = 5 << 18, 1 << 20
-	return []byte(hex.EncodeToString(old[:size])), []byte(hex.EncodeToString(append(next[:some:some], old[some:size]...)))
+	noise := make([]byte, size+100_000) // always the same, as what moves depends on where it is cut
+	_, err := rand.NewChaCha8([32]byte{3}).Read(noise)
+	require.NoError(t, err)
+	plain, fresh := noise[:size:size], noise[size:]
+	return []byte(hex.EncodeToString(plain)), []byte(hex.EncodeToString(slices.Concat(fresh, plain[:some-len(fresh)], plain[some:])))
 }
 
 // update makes b, which has old, fetch next from a over a slow link.
@@ -83,9 +89,12 @@ func TestUpdateOfCompressed(t *testing.T) {
 		return out.Bytes()
 	}
 	packedOld, packedNext := gzipped(t, old, -1), gzipped(t, next, -1)
-	members := func(content []byte) (out []byte) {
-		for part := range slices.Chunk(content, 300_000) {
-			out = append(out, gzipped(t, part, -1)...)
+	members := func(content []byte) (out []byte) { // of parts as files are, so that they stay the same
+		parts, err := chunk.Coarse.Split(bytes.NewReader(content))
+		require.NoError(t, err)
+		for _, p := range parts {
+			out = append(out, gzipped(t, content[:p.Len], -1)...)
+			content = content[p.Len:]
 		}
 		return out
 	}
