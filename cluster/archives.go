@@ -40,7 +40,11 @@ func (r *Router) PullImage(ctx context.Context, o api.PullOptions) (api.Stream[a
 		if err == nil {
 			o.Known = c.digest
 		}
-		if err := r.mayPull(name, c); err != nil {
+		err = r.mayPull(name, c)
+		if errdefs.IsPermissionDenied(err) && r.synced(ctx, missSync) == nil { // it may have become public
+			err = r.mayPull(name, c)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

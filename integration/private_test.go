@@ -137,7 +137,14 @@ func TestShutOut(t *testing.T) {
 		done := make(chan result, 1)
 		before := arrived(t, l.Data(2))
 		go func() { done <- run(2, shared.docker, "pull", "slow:1") }()
-		within(t, time.Minute, "bytes come", func() bool { return arrived(t, l.Data(2)) > before+256<<10 })
+		within(t, time.Minute, "bytes come", func() bool {
+			select {
+			case r := <-done:
+				t.Fatalf("the pull ended: %+v", r)
+			default:
+			}
+			return arrived(t, l.Data(2)) > before+256<<10
+		})
 		return done
 	}
 	ended := func(done chan result) result {
