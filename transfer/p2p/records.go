@@ -15,9 +15,10 @@ const (
 	// worthWaiting is how much of a record must be missing for the kernel to be told to
 	// wait for it.
 	worthWaiting = 2 << 10
-	// mostWaiting is how much of it the kernel waits for at most: half of the smallest
-	// window, so that the sender can go on meanwhile.
-	mostWaiting = leastWindow / 2
+	// mostWaiting is how much of it the kernel waits for at most, and a windowShare of the
+	// connection's window, so that the sender can go on meanwhile.
+	mostWaiting = 8 << 10
+	windowShare = 4
 )
 
 // records follows where TLS records end in a stream.
@@ -56,7 +57,8 @@ func (r *records) pass(b []byte) {
 type patience struct {
 	raw     syscall.RawConn // nil: the connection isn't a socket
 	records records
-	wanted  int // bytes that the kernel waits for
+	window  *window // the connection's, if it has one
+	wanted  int     // bytes that the kernel waits for
 	set     func(fd uintptr)
 }
 
@@ -64,6 +66,9 @@ func newPatience(c net.Conn) *patience {
 	p := &patience{wanted: 1}
 	if s, ok := c.(syscall.Conn); ok {
 		p.raw, _ = s.SyscallConn() // nil if it fails
+	}
+	if w, ok := c.(*windowed); ok {
+		p.window = &w.w
 	}
 	p.set = func(fd uintptr) {
 		// If it fails the reader is woken too often, or when the connection ends.
@@ -81,6 +86,9 @@ func (p *patience) came(b []byte) {
 	wanted := 1
 	if p.records.left >= worthWaiting {
 		wanted = min(p.records.left, mostWaiting)
+		if p.window != nil && p.window.size > 0 {
+			wanted = min(wanted, p.window.size/windowShare)
+		}
 	}
 	if wanted != p.wanted {
 		p.wanted = wanted

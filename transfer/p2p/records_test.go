@@ -81,7 +81,7 @@ func socketPair(t *testing.T) (manet.Conn, net.Conn) {
 // deadline, but not by each packet.
 func TestPatience(t *testing.T) {
 	near, far := socketPair(t)
-	g := &gatherer{Conn: keepWindow(near), patience: newPatience(keepWindow(near))}
+	g := &gatherer{Conn: near, patience: newPatience(near)}
 	lowest := func() (n int) {
 		require.NoError(t, g.patience.raw.Control(func(fd uintptr) {
 			var err error
@@ -110,6 +110,9 @@ func TestPatience(t *testing.T) {
 	_, err = io.ReadFull(g, buf[:100])
 	require.NoError(t, err)
 	require.Equal(t, mostWaiting, lowest())
+	g.patience.window = &window{size: leastWindow}
+	g.patience.came(nil)
+	require.Equal(t, leastWindow/windowShare, lowest(), "the sender can go on")
 	require.NoError(t, g.SetReadDeadline(time.Now().Add(time.Millisecond)))
 	_, err = g.Read(buf)
 	require.ErrorContains(t, err, "timeout")
@@ -129,4 +132,5 @@ func TestWindowedIsASocket(t *testing.T) {
 	require.True(t, ok)
 	require.NoError(t, c.SetKeepAlive(true))
 	require.NoError(t, c.SetLinger(0))
+	require.Same(t, &c.w, newPatience(c).window)
 }
