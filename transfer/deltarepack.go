@@ -166,8 +166,13 @@ func (t *repack) late(at int64) bool {
 	if at < trial {
 		return false
 	}
-	left := float64(t.busy) * float64(t.d.content-at) / float64(at)
-	return float64(time.Since(t.start))+left > (1+patience)*float64(t.whole)
+	elapsed := time.Since(t.start)
+	spent := t.busy
+	if t.d.by() == byTokens { // getting at tokens takes as much work as writing them down
+		spent = elapsed
+	}
+	left := float64(spent) * float64(t.d.content-at) / float64(at)
+	return float64(elapsed)+left > (1+patience)*float64(t.whole)
 }
 
 // Write takes what the compressor makes.
