@@ -30,7 +30,7 @@ build: $(BIN) ## Build bin/shoal, the one binary
 
 # The supervisor is a small program of its own: it parents every container, and
 # what it doesn't link is not paid for at each start. The big binary carries it.
-$(SUPERVISOR): go.mod $(shell find node/supervisor node/runtime -name '*.go' 2>/dev/null)
+$(SUPERVISOR): go.mod $(shell find node/supervisor node/runtime node/image/early -name '*.go' 2>/dev/null)
 	$(GO) run ./node/supervisor/mksupervisor -o $@
 
 $(BIN): $(SUPERVISOR) go.mod $(shell find api node cluster discovery transfer scheduler cmd integration/lab -name '*.go' -o -name '*.tmpl' 2>/dev/null)

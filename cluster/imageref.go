@@ -209,9 +209,10 @@ func ofImage[T any](ctx context.Context, r *Router, ref string, ask func(n node,
 	return none, errors.Join(errs...)
 }
 
-// fetch makes a node hold an image under a name, from its peers.
+// fetch makes a node hold an image under a name, from its peers; of a node that starts
+// containers early, so much of it that it can.
 func fetch(ctx context.Context, e api.Engine, name, digest string, p api.Platform) error {
-	s, err := e.PullImage(ctx, api.PullOptions{Ref: name, Digest: digest, Platform: p})
+	s, err := e.PullImage(ctx, api.PullOptions{Ref: name, Digest: digest, Platform: p, Early: true})
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -77,6 +78,11 @@ func (n *Node) plan(ctx context.Context, o api.CreateOptions) (record, []string,
 		return r, nil, err
 	}
 	img, err := n.images.Get(ctx, config.Image)
+	if errdefs.IsNotFound(err) {
+		if coming, e := n.images.Coming(ctx, config.Image); e == nil {
+			img, err = coming, nil
+		}
+	}
 	if err != nil {
 		return r, nil, err
 	}

@@ -93,6 +93,7 @@ func New(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n.images.OnChange(n.imageChanged)
+	n.images.OnTrouble(func(id string, reason error, stop bool) { n.spawn(func() { n.imageTrouble(id, reason, stop) }) })
 	return n, nil
 }
 

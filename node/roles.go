@@ -17,6 +17,9 @@ import (
 type Images interface {
 	// Get takes a reference, an ID or an unambiguous prefix. Docker's "No such image: x" if NotFound.
 	Get(ctx context.Context, ref string) (nodeimage.Image, error)
+	// Coming is Get for an image that isn't here whole, but so far that containers can
+	// be made of it.
+	Coming(ctx context.Context, ref string) (nodeimage.Image, error)
 	List(ctx context.Context) ([]nodeimage.Image, error)
 	History(ctx context.Context, ref string) ([]image.HistoryResponseItem, error)
 	Tag(ctx context.Context, source, target string) error
@@ -34,6 +37,10 @@ type Images interface {
 	// (load, import, pull, push, tag, untag, delete), the image's ID and, where there is one, its name.
 	// It is called before Run and never concurrently with itself.
 	OnChange(func(action, id, name string))
+	// OnTrouble registers a function called when the image of a container has stopped
+	// arriving, or (stop) proves to be wrong, so that the container must not go on. It is
+	// called before Run.
+	OnTrouble(func(container string, reason error, stop bool))
 
 	// Prepare makes a container's writable layer over an image; Mount makes it
 	// usable and returns the path; Unmount undoes Mount; Discard undoes Prepare.

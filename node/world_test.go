@@ -205,6 +205,12 @@ func (f fakeImages) Save(context.Context, []string, api.Platform) (io.ReadCloser
 }
 func (f fakeImages) OnChange(func(action, id, name string)) {}
 
+func (f fakeImages) OnTrouble(func(container string, reason error, stop bool)) {}
+
+func (f fakeImages) Coming(_ context.Context, ref string) (nodeimage.Image, error) {
+	return nodeimage.Image{}, api.NotFound("No such image: %s", ref)
+}
+
 func (f fakeImages) Prepare(_ context.Context, id string, _ digest.Digest) error {
 	return f.call("Prepare", func() error { f.prepared[id] = true; return nil })
 }

@@ -56,21 +56,35 @@ func (s *swarm) choose(u *supplier) (request, bool) {
 	for s.low < s.f.pieces && !s.missing.has(s.low) {
 		s.low++
 	}
-	if u.chooses() {
-		if m, enough := s.unknownElsewhere(u); m != nil {
-			return request{piece: -1, any: m}, true
-		} else if enough {
-			return request{}, false
-		}
+	s.sparing = s.progress.sparing()
+	r, found, enough := s.chooseNew(u)
+	if s.sparing != nil && !found && !enough {
+		s.sparing = nil // nothing else is left
+		r, found, enough = s.chooseNew(u)
 	}
-	if p, ok := s.rarest(u); ok {
-		return request{piece: p}, true
+	if found || enough {
+		return r, found
 	}
 	if p, ok := s.overdue(u); ok {
 		return request{piece: p}, true
 	}
 	return request{}, false
 }
+
+// chooseNew chooses among what isn't under way and isn't left to another way. enough says
+// that the peer shall be asked for nothing else now.
+func (s *swarm) chooseNew(u *supplier) (r request, found, enough bool) {
+	if u.chooses() {
+		if m, enough := s.unknownElsewhere(u); m != nil || enough {
+			return request{piece: -1, any: m}, m != nil, enough
+		}
+	}
+	p, ok := s.rarest(u)
+	return request{piece: p}, ok, false
+}
+
+// spared says whether a piece is left to another way.
+func (s *swarm) spared(piece int) bool { return s.sparing != nil && s.sparing.has(piece) }
 
 // unknownElsewhere is the set of pieces to ask of a holder of all: this holder's share
 // of those that only such holders have. All who fetch ask for these, so enough has been
@@ -92,7 +106,7 @@ func (s *swarm) unknownElsewhere(u *supplier) (m bitmap, enough bool) {
 	m = newBitmap(s.f.pieces)
 	found := 0
 	for i := s.low; i < s.f.pieces; i++ {
-		if s.missing.has(i) && s.inflight[i] == 0 && s.avail[i] == 0 && i%holders == rank && (u.whole || u.have.has(i)) {
+		if s.missing.has(i) && s.inflight[i] == 0 && s.avail[i] == 0 && i%holders == rank && (u.whole || u.have.has(i)) && !s.spared(i) {
 			m.set(i)
 			found++
 		}
@@ -121,14 +135,14 @@ func (s *swarm) unknownElsewhere(u *supplier) (m bitmap, enough bool) {
 func (s *swarm) rarest(u *supplier) (int, bool) {
 	if window := max(minWindow, s.f.pieces/16); s.low+window < s.top {
 		for i := s.low; i < s.top-window; i++ {
-			if s.missing.has(i) && s.inflight[i] == 0 && s.avail[i] > 0 && (u.whole || u.have.has(i)) {
+			if s.missing.has(i) && s.inflight[i] == 0 && s.avail[i] > 0 && (u.whole || u.have.has(i)) && !s.spared(i) {
 				return i, true
 			}
 		}
 	}
 	best, ties := -1, 0
 	for i := s.low; i < s.f.pieces; i++ {
-		if !s.missing.has(i) || s.inflight[i] != 0 || !u.whole && !u.have.has(i) || s.avail[i] == 0 && s.promised(i) {
+		if !s.missing.has(i) || s.inflight[i] != 0 || !u.whole && !u.have.has(i) || s.avail[i] == 0 && s.promised(i) || s.spared(i) {
 			continue
 		}
 		switch {

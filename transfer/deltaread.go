@@ -343,22 +343,9 @@ func (d *patch) readRun(h *holder, r *run) (content []byte, wire int, err error)
 	if d.recipe.packing.method != packedNot {
 		patience = unpacking
 	}
-	h.conn.SetReadDeadline(time.Now().Add(patience))
-	kind, n, err := readHeader(h.r)
+	body, err := h.readRunBody(patience)
 	if err != nil {
-		return nil, 0, unexpected(err)
-	}
-	if kind != kindRun {
-		return nil, 0, errors.New("unexpected frame")
-	}
-	body := make([]byte, n)
-	for off := 0; off < n; {
-		h.conn.SetReadDeadline(time.Now().Add(silence))
-		k, err := h.r.Read(body[off:])
-		if err != nil {
-			return nil, 0, unexpected(err)
-		}
-		off += k
+		return nil, 0, err
 	}
 	if content, err = decodeRun(d.f.p.unpacker, body, r.read.len); err != nil {
 		return nil, 0, err
@@ -366,5 +353,27 @@ func (d *patch) readRun(h *holder, r *run) (content []byte, wire int, err error)
 	if end, _ := d.proven(r.first, r.end, content); end != r.end {
 		return nil, 0, errors.New("a chunk isn't what the chunk list says")
 	}
-	return content, n, nil
+	return content, len(body), nil
+}
+
+// readRunBody reads a run frame, whose holder begins to send within a time.
+func (h *holder) readRunBody(patience time.Duration) ([]byte, error) {
+	h.conn.SetReadDeadline(time.Now().Add(patience))
+	kind, n, err := readHeader(h.r)
+	if err != nil {
+		return nil, unexpected(err)
+	}
+	if kind != kindRun {
+		return nil, errors.New("unexpected frame")
+	}
+	body := make([]byte, n)
+	for off := 0; off < n; {
+		h.conn.SetReadDeadline(time.Now().Add(silence))
+		k, err := h.r.Read(body[off:])
+		if err != nil {
+			return nil, unexpected(err)
+		}
+		off += k
+	}
+	return body, nil
 }

@@ -4,6 +4,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"time"
 )
 
 // progress is what a fetch under way has so far, shared by those who write it and those
@@ -18,6 +19,49 @@ type progress struct {
 	log     []uint32      // the pieces that came, in that order; also those removed since
 	changed chan struct{} // closed and replaced when log grows or ended is set
 	ended   bool
+	outside []int // pieces that came by another way, for the swarm to note
+	spared  []spare
+}
+
+// spare is a range of pieces that are being fetched by another way, until a time.
+type spare struct {
+	from, end int
+	until     time.Time
+}
+
+const (
+	// spareTime is for how long pieces are left to another way, and maxSpares how many
+	// ranges of them there are.
+	spareTime = 2 * time.Second
+	maxSpares = 8
+)
+
+// spare leaves pieces to another way for a time.
+func (g *progress) spare(from, end int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.spared) == maxSpares {
+		g.spared = slices.Delete(g.spared, 0, 1)
+	}
+	g.spared = append(g.spared, spare{from, end, time.Now().Add(spareTime)})
+}
+
+// sparing is the set of pieces that are left to another way; nil if there are none.
+func (g *progress) sparing() bitmap {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := time.Now()
+	g.spared = slices.DeleteFunc(g.spared, func(s spare) bool { return now.After(s.until) })
+	if len(g.spared) == 0 {
+		return nil
+	}
+	m := newBitmap(g.pieces)
+	for _, s := range g.spared {
+		for i := s.from; i < s.end; i++ {
+			m.set(i)
+		}
+	}
+	return m
 }
 
 func newProgress(r io.ReaderAt, pieces int) *progress {
@@ -43,6 +87,26 @@ func (g *progress) add(piece int) {
 	g.have.set(piece)
 	g.log = append(g.log, uint32(piece))
 	g.notify()
+}
+
+// addOutside makes a piece known that was written by another way than the swarm's.
+func (g *progress) addOutside(piece int) {
+	if !g.claim(piece) {
+		return
+	}
+	g.add(piece)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.outside = append(g.outside, piece)
+}
+
+// takeOutside is what addOutside was told of since it was last called.
+func (g *progress) takeOutside() []int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	out := g.outside
+	g.outside = nil
+	return out
 }
 
 // remove takes a piece back that turned out to be wrong.

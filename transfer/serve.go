@@ -100,6 +100,9 @@ func (s *session) run(ctx context.Context) error {
 	if kind == kindDelta {
 		return s.serveDelta(ctx, r, body)
 	}
+	if kind == kindOutline {
+		return s.tellOutline(ctx, body)
+	}
 	if kind == kindTurn {
 		return s.serveTurn(ctx, r, body)
 	}

@@ -101,6 +101,7 @@ type swarm struct {
 	low      int // no piece before it is missing
 	top      int // every piece from it on is
 	inflight []int8
+	sparing  bitmap   // pieces left to another way, when one is chosen; nil for none
 	avail    []uint16 // how many suppliers have a piece, without those that choose
 	done     int64
 	lastNews time.Time // when a piece came or a session said what it has
@@ -396,6 +397,9 @@ func (s *swarm) askAll() {
 // check replaces peers that stall, helps slow ones, and gives up if nobody has the rest.
 func (s *swarm) check() {
 	now := time.Now()
+	for _, piece := range s.progress.takeOutside() {
+		s.onHere(piece)
+	}
 	alive := 0
 	var stalled []*supplier
 	for _, u := range s.suppliers {

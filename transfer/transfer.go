@@ -25,6 +25,8 @@
 //	 8 stand  asker   flags as of turn, now
 //	 9 rate   asker   bytes a second that it gets (8 bytes); after a delta
 //	10 check  asker   tell me the pieces' sums
+//	11 outline asker  size, digest: what is in the tar besides files' contents? First
+//	                  and only; answered by size and runs
 //	16 have   holder  state (0 nothing, end; 1 bitmap follows; 2 all; 3 busy, end);
 //	                  first, and anew when a fetch of the holder's has ended
 //	17 more   holder  pieces (4 bytes each) that have come since

@@ -35,28 +35,29 @@ const (
 
 // The kinds of frames; the numbers are on the wire and never get another meaning.
 const (
-	kindWant   = 1  // asker: flags, size, digest
-	kindGet    = 2  // asker: piece
-	kindNext   = 3  // asker: bitmap of pieces, any of which will do
-	kindAsk    = 4  // asker, first and only: digest of a blob whose size it doesn't know
-	kindDelta  = 5  // asker, first: flags, size, digest; opens a delta session
-	kindRead   = 6  // asker, in a delta session: offset, length
-	kindTurn   = 7  // asker, first: flags, digest; opens a session about who asks a source
-	kindStand  = 8  // asker, in such a session: flags
-	kindRate   = 9  // asker, in a delta session: how fast it gets bytes
-	kindCheck  = 10 // asker: tell me the pieces' sums
-	kindHave   = 16
-	kindMore   = 17
-	kindPeers  = 18
-	kindData   = 19
-	kindNone   = 20
-	kindSize   = 21 // answers an ask: the size of a blob that is held whole
-	kindChunks = 22 // answers a delta: flags, chunks
-	kindRun    = 23 // answers a read: flags, content
-	kindSums   = 24 // holder: CRC-32C of every piece, once it has read them
-	kindWhose  = 26 // answers turn and stand: state, peers
-	kindPacked = 25 // holder, before sums and chunks: how the blob's content is compressed
-	kindLayout = 27 // holder, after packed: a part of the layout that goes with tokens
+	kindWant    = 1  // asker: flags, size, digest
+	kindGet     = 2  // asker: piece
+	kindNext    = 3  // asker: bitmap of pieces, any of which will do
+	kindAsk     = 4  // asker, first and only: digest of a blob whose size it doesn't know
+	kindDelta   = 5  // asker, first: flags, size, digest; opens a delta session
+	kindRead    = 6  // asker, in a delta session: offset, length
+	kindTurn    = 7  // asker, first: flags, digest; opens a session about who asks a source
+	kindStand   = 8  // asker, in such a session: flags
+	kindRate    = 9  // asker, in a delta session: how fast it gets bytes
+	kindCheck   = 10 // asker: tell me the pieces' sums
+	kindOutline = 11 // asker, first and only: size, digest; what of a tar isn't files' contents?
+	kindHave    = 16
+	kindMore    = 17
+	kindPeers   = 18
+	kindData    = 19
+	kindNone    = 20
+	kindSize    = 21 // answers an ask: the size of a blob that is held whole
+	kindChunks  = 22 // answers a delta: flags, chunks
+	kindRun     = 23 // answers a read: flags, content
+	kindSums    = 24 // holder: CRC-32C of every piece, once it has read them
+	kindWhose   = 26 // answers turn and stand: state, peers
+	kindPacked  = 25 // holder, before sums and chunks: how the blob's content is compressed
+	kindLayout  = 27 // holder, after packed: a part of the layout that goes with tokens
 )
 
 // A frame is its kind in a byte, the length of its body in four (big endian), and the
@@ -102,6 +103,8 @@ func bodyLimit(kind byte) int {
 	switch kind {
 	case kindWant, kindDelta:
 		return 9 + maxDigestLen
+	case kindOutline:
+		return 8 + maxDigestLen
 	case kindGet, kindNone:
 		return 4
 	case kindRead:

@@ -207,6 +207,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add(encodeSize(noSize))
 	f.Add(delta{digest: digest.FromString("x"), size: 1 << 20, recipe: true}.encode())
 	f.Add(frame(kindPacked, packing{method: packedGo, level: 6, header: make([]byte, gzipHead)}.append(nil)...))
+	f.Add(encodeOutline(digest.FromString("x"), 1<<20))
 	f.Add(encodeRate(1e6))
 	f.Add(read{at: 5, len: 10}.encode())
 	f.Add(encodeChunks(chunk.Recipe{{Len: 3}, {Len: 4}})[0])
@@ -261,6 +262,11 @@ func FuzzFrames(f *testing.F) {
 			case kindDelta:
 				if d, err := decodeDelta(body); err == nil {
 					require.LessOrEqual(t, d.size, int64(maxDelta))
+				}
+			case kindOutline:
+				if d, size, err := decodeOutline(body); err == nil {
+					_, again := roundTrip(t, encodeOutline(d, size))
+					require.Equal(t, body, again)
 				}
 			case kindRead:
 				if r, err := decodeRead(body, 1<<20); err == nil {

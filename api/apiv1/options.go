@@ -105,9 +105,11 @@ type ImageDeletion struct{ Untagged, Deleted string }
 
 // PullOptions name an image. Digest, if set, is the manifest's and pins what Ref
 // will mean on this engine. Known, if set, is what Ref shall mean if its registry
-// can't be asked or doesn't know.
+// can't be asked or doesn't know. Early says that containers are to be made of it, so
+// that the pull may end as soon as that is possible, if the engine allows it.
 type PullOptions struct {
 	Ref, Digest, Known string
+	Early              bool
 	Platform           Platform
 	Auth               registry.AuthConfig
 }

@@ -112,7 +112,7 @@ func (c *Client) PullImage(ctx context.Context, o api.PullOptions) (api.Stream[a
 	r := request{
 		method: http.MethodPost, path: "/images/create",
 		query: query().str("fromImage", repo).str("tag", tag).platform(o.Platform).
-			str("shoal-digest", o.Digest).str("shoal-known", o.Known).Values,
+			str("shoal-digest", o.Digest).str("shoal-known", o.Known).flag("shoal-early", o.Early).Values,
 	}
 	if r.header, err = authHeader(o.Auth); err != nil {
 		return nil, err

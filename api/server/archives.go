@@ -18,6 +18,9 @@ const digestParam = "shoal-digest"
 // knownParam says what a reference shall mean after a pull if its registry can't tell.
 const knownParam = "shoal-known"
 
+// earlyParam says that the pull may end as soon as containers can be made of the image.
+const earlyParam = "shoal-early"
+
 func archiveRoutes() []route {
 	platform := param{"platform", "string", "JSON of an OCI platform"}
 	return []route{
@@ -26,7 +29,8 @@ func archiveRoutes() []route {
 				{"repo", "string", "name of what is imported"}, {"tag", "string", "tag or digest"},
 				{"message", "string", "of what is imported"}, {"changes", "string", "Dockerfile instructions, repeatable"},
 				{"platform", "string", "os/architecture/variant"}, {digestParam, "string", "digest of the manifest"},
-				{knownParam, "string", "digest of the manifest if the registry can't tell"}},
+				{knownParam, "string", "digest of the manifest if the registry can't tell"},
+				{earlyParam, "boolean", "end as soon as containers can be made of the image"}},
 			body: tarType, status: 200, answer: jsonLines, handle: createImage},
 		{method: "POST", path: "/images/{name...}/push", id: "ImagePush", doc: "Push an image to its registry",
 			query:  []param{{"tag", "string", "all tags if empty"}, platform},
@@ -58,6 +62,7 @@ func createImage(c *call) error {
 	if o.Ref, err = joinTag(c.query.Get("fromImage"), c.query.Get("tag")); err != nil {
 		return err
 	}
+	o.Early = c.flag(earlyParam)
 	for param, to := range map[string]*string{digestParam: &o.Digest, knownParam: &o.Known} {
 		if *to = c.query.Get(param); *to == "" {
 			continue

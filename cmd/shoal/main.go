@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/shoal-engine/shoal/cmd/shoal/cli"
+	"github.com/shoal-engine/shoal/node/image/early"
 	"github.com/shoal-engine/shoal/node/supervisor"
 )
 
@@ -18,6 +19,9 @@ func main() {
 	if supervisor.IsChild(os.Args) {
 		supervisor.Main()
 		return
+	}
+	if early.IsChild(os.Args) {
+		os.Exit(early.Main(os.Args[2:]))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

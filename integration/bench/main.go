@@ -55,7 +55,7 @@ func main() {
 func run() error {
 	root := flag.String("root", ".", "the repository")
 	runs := flag.Int("runs", 21, "pairs of runs; medians are printed")
-	only := flag.String("only", "", "parts to run, separated by commas: start,load,fanout,delta,pull,dns,tls,coldrun,ping")
+	only := flag.String("only", "", "parts to run, separated by commas: start,load,fanout,delta,pull,dns,tls,coldrun,early,ping")
 	cold := flag.Int("cold", 7, "fanout: nodes that start the image at once")
 	holders := flag.Int("holders", 1, "ping: nodes that send the image")
 	trees := flag.String("trees", "", "delta: a directory that keeps the two trees, so that further runs have the same ones")
@@ -157,7 +157,7 @@ type part struct {
 func (b *bench) all() []part {
 	return []part{
 		{"start", b.start}, {"load", b.load}, {"fanout", b.fanout}, {"delta", b.delta}, {"pull", b.pull}, {"dns", b.dns},
-		{"tls", b.tls}, {"coldrun", b.coldRun}, {"ping", b.ping},
+		{"tls", b.tls}, {"coldrun", b.coldRun}, {"early", b.early}, {"ping", b.ping},
 	}
 }
 

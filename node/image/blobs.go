@@ -21,8 +21,9 @@ var _ transfer.Store = (*Store)(nil)
 
 // ingests are the blobs that are arriving, one writer each.
 type ingests struct {
-	mu sync.Mutex
-	m  map[digest.Digest]*partial
+	mu    sync.Mutex
+	m     map[digest.Digest]*partial
+	early map[digest.Digest]*earlyBlob // those that containers read already
 }
 
 // blobPath is where a blob lies once it is held whole.
@@ -30,7 +31,11 @@ func (s *Store) blobPath(d digest.Digest) string {
 	return filepath.Join(s.cfg.Root, "blobs", "sha256", d.Encoded())
 }
 
+// ingestPath is where a blob lies while it arrives; with ingests.mu held.
 func (s *Store) ingestPath(d digest.Digest) string {
+	if s.ingests.early[d] != nil {
+		return s.earlyPath(d, "data")
+	}
 	return filepath.Join(s.cfg.Root, "ingest", d.Encoded())
 }
 
@@ -156,7 +161,7 @@ func (s *Store) beginIngest(want ocispec.Descriptor) (*partial, error) {
 	if err != nil {
 		return nil, blobError(want.Digest, err)
 	}
-	p, err := newPartial(f, want, s.finishIngest)
+	p, err := newPartial(f, want, s.ingests.early[want.Digest], s.finishIngest)
 	if err != nil {
 		f.Close()
 		return nil, blobError(want.Digest, err)
@@ -171,14 +176,24 @@ func (s *Store) finishIngest(p *partial, how outcome) error {
 	s.ingests.mu.Lock()
 	defer s.ingests.mu.Unlock()
 	delete(s.ingests.m, d)
+	path := s.ingestPath(d)
+	if p.early != nil && how != kept { // it is no ingest any more, whatever follows
+		delete(s.ingests.early, d)
+	}
 	var err error
 	switch how {
 	case committed:
-		if err = os.Rename(s.ingestPath(d), s.blobPath(d)); err == nil {
+		if err = os.Rename(path, s.blobPath(d)); err == nil {
 			err = syncDir(filepath.Dir(s.blobPath(d)))
 		}
+		if err == nil && p.early != nil {
+			p.early.whole()
+		}
 	case dropped:
-		err = os.Remove(s.ingestPath(d))
+		err = os.Remove(path)
+		if p.early != nil {
+			p.early.wrong()
+		}
 	case kept:
 	}
 	if err != nil {

@@ -176,6 +176,7 @@ const sweepEvery = time.Hour
 // Run does what can wait: removes trees, marks layers as safe from a power cut, and
 // sweeps. It returns when ctx ends.
 func (s *Store) Run(ctx context.Context) error {
+	s.resume()
 	t := time.NewTicker(sweepEvery)
 	defer t.Stop()
 	idle := time.NewTicker(keepMounted)

@@ -80,7 +80,14 @@ func (m *mounts) leave(user string) {
 func (s *Store) use(user string, chain digest.Digest) (string, error) {
 	s.mu.Lock()
 	rec, ok := s.layers[chain]
+	e := s.earlyLayers[chain]
+	if !ok && e != nil {
+		e.users[user] = struct{}{}
+	}
 	s.mu.Unlock()
+	if !ok && e != nil {
+		return e.fs(), nil
+	}
 	if !ok {
 		return "", api.Internal("layer %s vanished", chain)
 	}

@@ -62,15 +62,22 @@ type partial struct {
 	grown  chan struct{} // closed and replaced when have or ended changes
 	ended  bool
 	how    outcome
+
+	// early, if it isn't nil, writes in place of this: containers read the blob already.
+	early *earlyBlob
 }
 
-func newPartial(f *os.File, want ocispec.Descriptor, finish func(*partial, outcome) error) (*partial, error) {
+func newPartial(f *os.File, want ocispec.Descriptor, e *earlyBlob, finish func(*partial, outcome) error) (*partial, error) {
 	p := &partial{
-		want: want, limit: want.Size, f: f, finish: finish,
+		want: want, limit: want.Size, f: f, finish: finish, early: e,
 		done: make(chan struct{}), grown: make(chan struct{}), hash: digest.SHA256.Hash(), refs: 1,
 	}
 	if p.limit == 0 {
 		p.limit = maxManifest
+	}
+	if e != nil {
+		p.resume(e.judge(false))
+		return p, nil
 	}
 	n, err := leading(f)
 	if err != nil {
@@ -161,6 +168,9 @@ func (p *partial) WriteAt(b []byte, off int64) (int, error) {
 	defer p.io.RUnlock()
 	if err := p.beforeWrite(off); err != nil {
 		return 0, err
+	}
+	if p.early != nil {
+		return p.writeEarly(b, off)
 	}
 	if p.startHash(off, len(b)) {
 		return p.writeHashing(b, off)
@@ -268,7 +278,7 @@ func (p *partial) Commit(ctx context.Context) error {
 		}
 		return api.Errorf(errdefs.ErrFailedPrecondition, "blob %s: is not being written any more", p.want.Digest)
 	}
-	if err := p.verify(ctx); err != nil {
+	if err := p.judged(ctx); err != nil {
 		if errdefs.IsDataLoss(err) {
 			return errors.Join(err, p.end(dropped))
 		}
@@ -282,7 +292,7 @@ func (p *partial) Commit(ctx context.Context) error {
 
 // end is called with mu held, once.
 func (p *partial) end(how outcome) error {
-	if how == kept {
+	if how == kept && p.early == nil {
 		// What lies behind the first hole could not be told from it later.
 		if err := p.f.Truncate(p.prefix()); err != nil {
 			how = dropped

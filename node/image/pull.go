@@ -30,6 +30,9 @@ type pull struct {
 	size   int64           // of that, as the registry says; 0 if it wasn't asked
 	p      api.Platform
 	repo   *registry.Repository // where the name says that the image is; nil if no registries are reached
+
+	in      *incoming       // of which containers are made meanwhile; nil for none
+	serving context.Context // for as long as they are served; set if in is
 }
 
 // Pull makes the store hold what a name means: o.Digest if the caller knows it, else
@@ -53,6 +56,11 @@ func (s *Store) Pull(ctx context.Context, o api.PullOptions) (api.Stream[api.Pro
 		}
 		if err := s.allowed(ctx, p.target); err != nil {
 			return err
+		}
+		if o.Early && s.cfg.Early != nil {
+			if here, err := p.held(); err == nil && here == nil {
+				return p.early(ctx)
+			}
 		}
 		return p.run(transfer.PartOf(ctx, p.target))
 	})
@@ -152,6 +160,9 @@ func (p *pull) run(ctx context.Context) error {
 		p.f.status(p.target.String(), what)
 	}
 	before := p.pointsAt()
+	if p.in != nil {
+		defer p.in.begin(ctx, p, *add)()
+	}
 	if err := p.layers(ctx, *add); err != nil {
 		return err
 	}
@@ -365,6 +376,9 @@ func (p *pull) fetchLayer(ctx context.Context, r layerRef, a *arrival) (err erro
 		return err
 	}
 	p.f.status(m.id, "Download complete")
+	if p.in != nil {
+		p.in.unpacked()
+	}
 	return nil
 }
 
@@ -390,6 +404,9 @@ func (p *pull) prepare(add addition) (map[digest.Digest]*arrival, *unpacker) {
 		},
 		progress: func(i int, n int64) { meters[i].at(n) },
 		done: func(i int) {
+			if p.in != nil {
+				p.in.unpacked()
+			}
 			if _, told := once.LoadOrStore(i, true); !told {
 				p.f.status(meters[i].id, "Pull complete")
 			}

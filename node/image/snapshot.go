@@ -114,6 +114,9 @@ func (s *Store) prepareRecord(id string, img digest.Digest, l *lease) (*containe
 		return nil, nil
 	}
 	if e == nil {
+		e = s.comingByID(img)
+	}
+	if e == nil {
 		return nil, api.NotFound("No such image: %s", img)
 	}
 	rec := &containerRecord{ID: id, Image: img, Layers: e.refs(0), Copied: !s.overlay}
@@ -123,6 +126,9 @@ func (s *Store) prepareRecord(id string, img digest.Digest, l *lease) (*containe
 
 // ensure unpacks those of the layers that are not.
 func (s *Store) ensure(ctx context.Context, refs []layerRef) error {
+	if coming, err := s.awaitComing(ctx, refs); coming || err != nil {
+		return err
+	}
 	u := &unpacker{s: s, refs: refs, source: s.held}
 	_, err := u.run(ctx)
 	return err
@@ -194,6 +200,9 @@ func (s *Store) lowerDirs(user string, refs []layerRef) ([]string, error) {
 		lower = append(lower, dir)
 		s.mu.Lock()
 		last := s.layers[ref.Chain].OpaqueRoot
+		if e := s.earlyLayers[ref.Chain]; e != nil {
+			last = e.rec.Layer.OpaqueRoot
+		}
 		s.mu.Unlock()
 		if last {
 			break

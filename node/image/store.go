@@ -45,6 +45,8 @@ type Config struct {
 	// Copy makes every container's root file system a copy, as where there is no
 	// overlayfs.
 	Copy bool
+	// Early lets containers start before their images are here; nil: they wait.
+	Early *Early
 	// Directories makes layers directories, as where the kernel can't mount an EROFS
 	// image from a file. Layers that are images already stay so.
 	Directories bool
@@ -76,6 +78,7 @@ type Store struct {
 
 	notify   sync.Mutex // held while handlers run
 	handlers []func(action, id, name string)
+	troubled []func(container string, reason error, stop bool)
 
 	mu     sync.Mutex
 	images map[digest.Digest]*entry      // by ID
@@ -84,10 +87,13 @@ type Store struct {
 	layers map[digest.Digest]layerRecord // by chain ID
 	boxes  map[string]containerRecord    // by container ID
 	leased map[digest.Digest]int         // blobs and chain IDs that jobs need
+
+	incoming    map[digest.Digest]*incoming  // by target
+	earlyLayers map[digest.Digest]*earlyBlob // by chain ID: what can be read though it isn't in layers
 }
 
 // dirs are what Open makes below the root.
-var dirs = []string{"blobs/sha256", "ingest", "records/images", "records/names", "records/kept", "layers", "containers", "staging", "trash"}
+var dirs = []string{"blobs/sha256", "ingest", "records/images", "records/names", "records/kept", "records/arriving", "layers", "early", "containers", "staging", "trash"}
 
 // Open opens the store below c.Root, or makes one. What an earlier process left
 // half-made is put away; records that are damaged are set aside and logged.
@@ -109,12 +115,12 @@ func Open(c Config) (*Store, error) {
 	s := &Store{
 		cfg: c, log: c.Logger.With("component", "images"), boot: bootID(),
 		workers: make(chan struct{}, c.Workers),
-		ingests: ingests{m: map[digest.Digest]*partial{}},
+		ingests: ingests{m: map[digest.Digest]*partial{}, early: map[digest.Digest]*earlyBlob{}},
 		mounts:  newMounts(),
 		jobs:    newJobs(), wake: make(chan struct{}, 1),
 		images: map[digest.Digest]*entry{}, names: map[string]nameRecord{}, kept: map[string]Kept{},
 		layers: map[digest.Digest]layerRecord{}, boxes: map[string]containerRecord{},
-		leased: map[digest.Digest]int{},
+		leased: map[digest.Digest]int{}, incoming: map[digest.Digest]*incoming{}, earlyLayers: map[digest.Digest]*earlyBlob{},
 	}
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", c.Root, err)
@@ -152,7 +158,7 @@ func (s *Store) load() error {
 	for _, step := range []struct {
 		what string
 		f    func() error
-	}{{"layers", s.loadLayers}, {"images", s.loadImages}, {"names", s.loadNames}, {"kept names", s.loadKept}, {"containers", s.loadContainers}} {
+	}{{"layers", s.loadLayers}, {"images", s.loadImages}, {"names", s.loadNames}, {"kept names", s.loadKept}, {"containers", s.loadContainers}, {"what was arriving", s.adoptEarly}} {
 		if err := step.f(); err != nil {
 			return fmt.Errorf("load %s: %w", step.what, err)
 		}

@@ -11,12 +11,12 @@ import (
 	"github.com/shoal-engine/shoal/node/supervisor/embedded"
 )
 
-// executable gives what the supervisor runs: the small executable if one is
+// Program gives what the supervisor, and keepers of images that arrive, run: the small executable if one is
 // embedded, or else the one we are. It is a copy in memory that nobody can change
 // any more. Every container's first process starts as the supervisor's own
 // executable, and must not be able to write to it; of one that is sealed already,
 // libcontainer makes no copy for each container. Nor does an upgrade find it busy.
-func executable() (_ *os.File, err error) {
+func Program() (_ *os.File, err error) {
 	var src io.ReadCloser
 	src, ok, err := embedded.Open()
 	if err == nil && !ok {

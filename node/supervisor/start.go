@@ -74,7 +74,7 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 // spawn starts the process and waits until it listens. It belongs to no session
 // or terminal of ours, and has none of our files.
 func spawn(ctx context.Context, c Config) error {
-	exe, err := executable()
+	exe, err := Program()
 	if err != nil {
 		return fmt.Errorf("make executable: %w", err)
 	}

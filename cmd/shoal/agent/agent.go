@@ -144,7 +144,7 @@ func (a *Agent) build(ctx context.Context) (err error) {
 	}
 	a.images, err = image.Open(image.Config{
 		Root: data("images"), Fetchers: fetchers, Resolve: a.resolveImage, Allow: a.mayHold, Registry: a.registry,
-		Through: a.peers.through, Logger: a.log,
+		Through: a.peers.through, Logger: a.log, Early: a.early(),
 	})
 	if err != nil {
 		return err

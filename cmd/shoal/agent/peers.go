@@ -14,6 +14,8 @@ import (
 
 	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/cluster/catalog"
+	"github.com/shoal-engine/shoal/node/image"
+	"github.com/shoal-engine/shoal/node/supervisor"
 	"github.com/shoal-engine/shoal/transfer"
 )
 
@@ -37,6 +39,33 @@ func (s *peerSource) through(registry transfer.Fetcher) transfer.Fetcher {
 		return p.Through(registry)
 	}
 	return registry
+}
+
+// early is how containers start before their images are here; nil if they wait.
+func (a *Agent) early() *image.Early {
+	if !a.cfg.Images.StartEarly {
+		return nil
+	}
+	return &image.Early{
+		Program: supervisor.Program,
+		Vouch: func(ctx context.Context, want ocispec.Descriptor) (*transfer.Vouched, error) {
+			p := a.peers.now.Load()
+			if p == nil {
+				return nil, api.NotFound("this host is in no cluster that could have %s", want.Digest)
+			}
+			return p.Vouch(ctx, want)
+		},
+		Wanted: func(d digest.Digest, at, end int64) {
+			if p := a.peers.now.Load(); p != nil {
+				p.Wanted(d, at, end)
+			}
+		},
+		Arrived: func(d digest.Digest, at, end int64) {
+			if p := a.peers.now.Load(); p != nil {
+				p.Arrived(d, at, end)
+			}
+		},
+	}
 }
 
 // members are the nodes that seem alive, this one among them; none if it is in no cluster.

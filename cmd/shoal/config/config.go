@@ -50,6 +50,7 @@ type Config struct {
 	Transfer    Transfer  `toml:"transfer"`
 	Transport   Transport `toml:"transport"`
 	Registry    Registry  `toml:"registry"`
+	Images      Images    `toml:"images"`
 	Log         Log       `toml:"log"`
 	Runtime     Runtime   `toml:"runtime"`
 	// Distribution serves images to docker push, podman, skopeo and containerd.
@@ -173,6 +174,14 @@ type Transport struct {
 	Offer bool `toml:"offer"`
 	// Settings are passed on, by plugin: what they mean is the plugin's business.
 	Settings map[string]map[string]string `toml:"settings"`
+}
+
+// Images says how containers wait for their images.
+type Images struct {
+	// StartEarly starts containers while their images are still coming from other
+	// nodes: what they read is fetched first, on the word of one node that holds the
+	// image whole; see docs/start-early.md.
+	StartEarly bool `toml:"start_early"`
 }
 
 // Runtime tunes how containers are started.
