@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -79,22 +80,26 @@ func TestPlacementIsExplained(t *testing.T) {
 	require.NotContains(t, ok(t, 1, "logs", c), "constraint")
 }
 
-// nameTime bounds how long a name takes to come and to go, on a machine that may be busy
-// with starting dig alone. What isn't told by events comes with a node's next
-// comparison, after up to 30 seconds.
-const nameTime = 10 * time.Second
+// A name comes and goes within nameTime, as is promised. A single look that took longer,
+// because the machine had no time to start dig, counts up to nameLimit: what isn't told by
+// events comes with a node's next comparison, after up to 30 seconds.
+const (
+	nameTime  = time.Second
+	nameLimit = 10 * time.Second
+)
 
 // TestNamesFollowContainers bounds how long a name takes to come and to go.
 func TestNamesFollowContainers(t *testing.T) {
+	var came, went []time.Duration
 	for target := 1; target <= 3; target++ {
 		c := name(t)
 		ok(t, 1, "run", "-d", "--name", c, "-p", "80", "--label", "tier=front", "-e", fmt.Sprintf("constraint:node==node%d", target), "web:1")
 		var address string
 		for n := 1; n <= 3; n++ {
-			within(t, nameTime, "the name's coming", func() bool {
+			came = append(came, within(t, nameLimit, "the name's coming", func() bool {
 				address = dig(t, n, c)
 				return address != ""
-			})
+			}))
 			require.Equal(t, address, dig(t, n, c+".shoal"))
 			require.Contains(t, dig(t, n, "tier.front.tag.shoal"), address)
 			require.Contains(t, dig(t, n, "-t", "SRV", "_80._tcp."+c+".shoal"), fmt.Sprintf("node%d.node.shoal", target))
@@ -108,8 +113,12 @@ func TestNamesFollowContainers(t *testing.T) {
 		}
 		ok(t, 2, "stop", "-t", "1", c)
 		for n := 1; n <= 3; n++ {
-			within(t, nameTime, "the name's going", func() bool { return dig(t, n, c) == "" })
+			went = append(went, within(t, nameLimit, "the name's going", func() bool { return dig(t, n, c) == "" }))
 		}
+	}
+	for _, took := range [][]time.Duration{came, went} {
+		slices.Sort(took)
+		require.Less(t, took[len(took)*3/4], nameTime, "%v", took)
 	}
 }
 
@@ -146,7 +155,7 @@ func TestLeaderDies(t *testing.T) {
 	t.Cleanup(func() { _ = shared.lab.Start(context.Background(), leader) })
 	for _, n := range []int{leader%3 + 1, (leader+1)%3 + 1} {
 		c := name(t)
-		took := within(t, 20*time.Second, "a docker run after the leader's death", func() bool {
+		took := within(t, 5*time.Second, "a docker run after the leader's death", func() bool {
 			r := docker(t, n, "run", "-d", "--name", c, "busybox", "sleep", "1000")
 			return r.code == 0
 		})
@@ -188,7 +197,7 @@ func TestPartitionedNode(t *testing.T) {
 	ok(t, 1, "run", "-d", "--name", c, "-e", "constraint:node==node3", "web:1")
 	require.NoError(t, shared.lab.Partition([][]int{{1, 2}, {3}}))
 	t.Cleanup(func() { _ = shared.lab.Heal() })
-	within(t, 30*time.Second, "withdrawal of a lost node's names", func() bool { return dig(t, 1, c) == "" })
+	within(t, 15*time.Second, "withdrawal of a lost node's names", func() bool { return dig(t, 1, c) == "" })
 	within(t, time.Minute, "a docker run on the majority's side", func() bool {
 		return docker(t, 1, "run", "--rm", "busybox", "true").code == 0
 	})

@@ -215,7 +215,7 @@ type untilOver struct {
 
 func (u *untilOver) Read(p []byte) (int, error) {
 	n, err := u.Duplex.Read(p)
-	if errors.Is(err, io.EOF) {
+	if err == io.EOF {
 		select {
 		case <-u.over:
 		case <-u.life:

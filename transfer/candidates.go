@@ -40,7 +40,7 @@ func (s *swarm) locate(ctx context.Context) {
 			}
 		}
 		if !s.awaits {
-			s.post(ctx, func() { s.located = true })
+			_ = s.post(ctx, func() { s.located = true }) // nobody asks once it has ended
 		}
 	})
 }
@@ -126,7 +126,7 @@ func (s *swarm) double(ctx context.Context) {
 	s.doubled = true
 	s.wg.Go(func() {
 		beside, err := s.talk(ctx, u.peer, dial, true)
-		s.post(ctx, func() {
+		_ = s.post(ctx, func() { // nothing to drop once it has ended
 			if slices.Contains(s.suppliers, beside) {
 				s.drop(beside, err)
 			}

@@ -161,7 +161,7 @@ func (r *race) both(ctx context.Context) (*patch, error) {
 			return nil, <-ended
 		}
 		cancel()
-		<-ended // of an error, the swarm that follows will tell
+		<-ended //nolint:errcheck // of an error, the swarm that follows will tell
 		return d, ctx.Err()
 	case err := <-ended:
 		r.stop()
@@ -212,7 +212,7 @@ func (r *race) takes(d *patch) (takes float64, worth bool) {
 
 // search looks for what the blob can be made of. It returns nil if that isn't worth it.
 func (f *fetch) search(ctx context.Context, store Store, lister Lister) *patch {
-	like, err := f.p.like(ctx, store, lister, f.digest, f.size)
+	like, err := f.p.like(ctx, lister, f.digest, f.size)
 	if err != nil {
 		f.p.log.Warn("look for blobs that are alike", "err", err)
 	}
@@ -274,7 +274,7 @@ func (f *fetch) match(ctx context.Context, store Store, like []digest.Digest, by
 }
 
 // like are blobs that may share content with one, the likeliest first.
-func (p *Peers) like(ctx context.Context, store Store, l Lister, d digest.Digest, size int64) ([]digest.Digest, error) {
+func (p *Peers) like(ctx context.Context, l Lister, d digest.Digest, size int64) ([]digest.Digest, error) {
 	held := map[digest.Digest]int64{}
 	var out []digest.Digest
 	total := int64(0)

@@ -250,7 +250,7 @@ func (s *swarm) hangUp() {
 // session talks with one peer until either side has had enough.
 func (s *swarm) session(ctx context.Context, id string) {
 	u, err := s.talk(ctx, id, s.f.p.cfg.Dial, false)
-	s.post(ctx, func() { s.onEnd(id, u, err) })
+	_ = s.post(ctx, func() { s.onEnd(id, u, err) }) // nobody asks once it has ended
 }
 
 // talk has a session with a peer, and says why it ended.
@@ -286,7 +286,8 @@ func (s *swarm) talk(ctx context.Context, id string, dial func(context.Context, 
 }
 
 // drop ends a session; what it owed is asked of others. Its goroutine will call onEnd.
-func (s *swarm) drop(u *supplier, err error) {
+func (s *swarm) drop(u *supplier, why error) {
+	s.f.p.log.Debug("drop a peer", "peer", u.peer, "digest", s.f.digest.String(), "why", why)
 	s.suppliers = slices.DeleteFunc(s.suppliers, func(x *supplier) bool { return x == u })
 	close(u.out)
 	u.conn.Close()

@@ -202,7 +202,7 @@ func (k *taker) follow(ctx context.Context, conn net.Conn) (over bool) {
 			if !ok {
 				return false
 			}
-			k.heard(ctx, w)
+			k.heard(w)
 		case asked := <-k.asking:
 			k.asking = nil
 			if !errors.Is(asked, context.Canceled) {
@@ -289,7 +289,7 @@ func (k *taker) isHere() bool {
 }
 
 // heard takes in what the desk says.
-func (k *taker) heard(ctx context.Context, w whose) {
+func (k *taker) heard(w whose) {
 	k.turn, k.named = w.state == turnYours, w.peers
 	k.s.later(func() {
 		k.s.onPeers(w.peers)
@@ -316,6 +316,6 @@ func (k *taker) settle(ctx context.Context) {
 func (k *taker) stopAsking() {
 	if k.asking != nil {
 		k.stop()
-		<-k.asking
+		<-k.asking //nolint:errcheck // what it was asked for isn't wanted any more
 	}
 }

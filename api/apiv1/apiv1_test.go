@@ -122,3 +122,21 @@ func TestOne(t *testing.T) {
 		assert.ErrorIs(t, err, context.Canceled)
 	})
 }
+
+// breaking ends with an error that has io.EOF inside, as a connection's end in the middle
+// of an answer does.
+type breaking struct{ Stream[int] }
+
+func (breaking) Recv() (int, error) { return 0, fmt.Errorf("connection closed: %w", io.EOF) }
+func (breaking) Close() error       { return nil }
+
+// TestBrokenIsNoEnd: what an answer wraps isn't its end.
+func TestBrokenIsNoEnd(t *testing.T) {
+	var last error
+	for _, err := range All(breaking{}) {
+		last = err
+	}
+	if !errors.Is(last, io.EOF) {
+		t.Fatalf("the stream broke, and all that was told is %v", last)
+	}
+}

@@ -2,7 +2,6 @@ package apiv1
 
 import (
 	"context"
-	"errors"
 	"io"
 	"iter"
 	"sync"
@@ -23,7 +22,7 @@ func All[T any](s Stream[T]) iter.Seq2[T, error] {
 		defer s.Close()
 		for {
 			v, err := s.Recv()
-			if errors.Is(err, io.EOF) {
+			if err == io.EOF {
 				return
 			}
 			if !yield(v, err) || err != nil {

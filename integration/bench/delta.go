@@ -324,9 +324,8 @@ func writeTar(path string, entries []entry) error {
 
 // thinPack is the size of what git sends for the second tree to one that has the first.
 func thinPack(ctx context.Context, repo string, trees [2]string) (float64, error) {
-	git := func(stdin string, args ...string) (string, error) {
+	git := func(args ...string) (string, error) {
 		cmd := exec.CommandContext(ctx, "git", append([]string{"--git-dir=" + repo, "-c", "core.excludesFile=/dev/null", "-c", "gc.auto=0"}, args...)...)
-		cmd.Stdin = strings.NewReader(stdin)
 		cmd.Env = append(os.Environ(), "GIT_AUTHOR_NAME=b", "GIT_AUTHOR_EMAIL=b@b", "GIT_COMMITTER_NAME=b", "GIT_COMMITTER_EMAIL=b@b")
 		out, err := cmd.Output()
 		if err != nil {
@@ -334,15 +333,15 @@ func thinPack(ctx context.Context, repo string, trees [2]string) (float64, error
 		}
 		return string(out), nil
 	}
-	if _, err := git("", "init", "-q", "--bare"); err != nil {
+	if _, err := git("init", "-q", "--bare"); err != nil {
 		return 0, err
 	}
 	var commits []string
 	for _, tree := range trees {
-		if _, err := git("", "--work-tree="+tree, "add", "-A", "-f", "."); err != nil {
+		if _, err := git("--work-tree="+tree, "add", "-A", "-f", "."); err != nil {
 			return 0, err
 		}
-		id, err := git("", "write-tree")
+		id, err := git("write-tree")
 		if err != nil {
 			return 0, err
 		}
@@ -350,7 +349,7 @@ func thinPack(ctx context.Context, repo string, trees [2]string) (float64, error
 		for _, parent := range commits {
 			args = append(args, "-p", parent)
 		}
-		if id, err = git("", args...); err != nil {
+		if id, err = git(args...); err != nil {
 			return 0, err
 		}
 		commits = append(commits, strings.TrimSpace(id))

@@ -49,7 +49,7 @@ func newRawTar(r io.Reader, limit int64) *rawTar {
 func (t *rawTar) peek(n int) ([]byte, error) {
 	m, err := readFull(t.r, t.mem[:n])
 	t.buf = t.mem[:m]
-	if errors.Is(err, io.EOF) {
+	if err == io.EOF {
 		err = nil
 	}
 	return t.buf, err

@@ -153,7 +153,7 @@ func (sp *spooled) fill(f *os.File, r io.Reader, g *growing, begun func(*growing
 			}
 		}
 		hash.todo <- buf[:n]
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			return nil
 		}
 		if err != nil {

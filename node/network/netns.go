@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -97,8 +98,7 @@ func makeNetns(path string, setup func(ns *os.File) error) error {
 			return err
 		}
 		if err := setup(ns); err != nil {
-			unpin(path)
-			return err
+			return errors.Join(err, unpin(path))
 		}
 		return nil
 	})

@@ -22,6 +22,7 @@ const (
 // Grain is how finely content is cut: each step halves the bounds.
 type Grain uint
 
+// The grains.
 const (
 	Coarse Grain = 0 // for content as it is
 	Fine   Grain = 2 // for what is dense: a quarter of the bounds

@@ -79,7 +79,7 @@ func (h *Host) checkUse(c network.Conn) {
 	delete(h.watched, c)
 	h.mu.Unlock()
 	h.log.Debug("close an idle connection", "peer", c.RemotePeer().String(), "addr", c.RemoteMultiaddr().String())
-	c.CloseWithError(network.ConnGated)
+	_ = c.CloseWithError(network.ConnGated) // it is gone either way
 }
 
 func (h *Host) disconnected(_ network.Network, c network.Conn) {

@@ -155,7 +155,7 @@ func (c *stream) Close() error {
 			return
 		}
 		// What precedes the end of the stream is safe from the reset that follows it.
-		c.s.CloseWrite()
+		_ = c.s.CloseWrite()
 		c.s.Reset()
 	}
 	c.h.mu.Lock()
@@ -179,7 +179,7 @@ func (c *stream) SetWriteDeadline(t time.Time) error { return c.limit(c.s.SetWri
 func (c *stream) limit(set func(time.Time) error, t time.Time) error {
 	err := set(t)
 	if c.closed.Load() {
-		set(time.Now())
+		_ = set(time.Now())
 		return net.ErrClosed
 	}
 	return err

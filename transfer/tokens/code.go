@@ -212,7 +212,8 @@ func (m *metaCode) readLens(r bitSource, lens []uint8) ([]uint8, error) {
 // repeatLen does what a symbol of the code of code lengths says.
 func repeatLen(r bitSource, symbol uint8, lens []uint8) ([]uint8, error) {
 	var value uint8
-	width, least := uint(0), uint32(1)
+	var width uint
+	var least uint32
 	switch symbol {
 	case 16:
 		if len(lens) == 0 {

@@ -219,7 +219,7 @@ func (r *reader) successor() (*os.File, error) {
 func (r *reader) readFile(ctx context.Context, emit func(Entry) bool) error {
 	for {
 		line, err := r.lines.next(r.files[0])
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
