@@ -27,7 +27,7 @@ func TestVolumes(t *testing.T) {
 
 	ok(t, 1, "run", "-d", "--name", c, "-v", v+":/d", "-v", "/nameless", "busybox", "sleep", "1000")
 	require.Contains(t, docker(t, 3, "volume", "rm", v).err, "volume is in use")
-	require.Contains(t, docker(t, 3, "volume", "rm", "no-such-volume").err, "no such volume")
+	require.Contains(t, docker(t, 3, "volume", "rm", "no-such-volume").err, "o such volume") // clients differ in the letter before
 	nameless := ok(t, 2, "inspect", "-f",
 		`{{range .Mounts}}{{if eq .Destination "/nameless"}}{{.Name}}{{end}}{{end}}`, c)
 	require.Len(t, nameless, 64)

@@ -231,7 +231,7 @@ func TestCommandsThatCannotRun(t *testing.T) {
 		{"nope", 127, `exec: "nope": executable file not found in $PATH`},
 		{"/nope", 127, `exec: "/nope": stat /nope: no such file or directory`},
 		{"/plain", 126, `exec: "/plain": permission denied`},
-		{"/bin", 126, `exec: "/bin": is a directory`},
+		{"/bin", 126, `exec: "/bin": is a directory: permission denied`},
 	} {
 		t.Run(c.command, func(t *testing.T) {
 			id := "bad" + strings.ReplaceAll(c.command, "/", "_")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
@@ -201,6 +202,10 @@ func execError(err error) error {
 	case notFound.MatchString(text):
 		return &ExecError{Code: 127, Text: text}
 	case notExecutable.MatchString(text):
+		// By these words alone clients before Docker 23 tell 126 from 125.
+		if denied := unix.EACCES.Error(); !strings.Contains(text, denied) {
+			text += ": " + denied
+		}
 		return &ExecError{Code: 126, Text: text}
 	}
 	return err
