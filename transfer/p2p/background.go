@@ -62,7 +62,7 @@ func (b backgrounder) set(c manet.Conn) {
 // Upgrade sees connections that this host opens.
 func (b backgrounder) Upgrade(ctx context.Context, t transport.Transport, c manet.Conn, dir network.Direction, p peer.ID, scope network.ConnManagementScope) (transport.CapableConn, error) {
 	b.set(c)
-	return b.Upgrader.Upgrade(ctx, t, keepWindow(c), dir, p, scope)
+	return b.Upgrader.Upgrade(ctx, t, keepWindow(c, b.h.sending), dir, p, scope)
 }
 
 // GateMaListener sees where others open them.
@@ -81,5 +81,5 @@ func (l backgroundListener) Accept() (manet.Conn, error) {
 		return nil, err
 	}
 	l.b.set(c)
-	return keepWindow(c), nil
+	return keepWindow(c, l.b.h.sending), nil
 }

@@ -69,15 +69,16 @@ type Config struct {
 
 // Host opens and accepts streams. Its methods may be called concurrently.
 type Host struct {
-	id     peer.ID
-	key    crypto.PrivKey
-	cfg    Config
-	log    *slog.Logger
-	allow  func(peerID, protocol string) bool
-	swarm  *swarm.Swarm
-	store  peerstore.Peerstore
-	limits *limits
-	idle   time.Duration // a watched connection may be; set at the start
+	id      peer.ID
+	key     crypto.PrivKey
+	cfg     Config
+	log     *slog.Logger
+	allow   func(peerID, protocol string) bool
+	swarm   *swarm.Swarm
+	store   peerstore.Peerstore
+	limits  *limits
+	sending *sending
+	idle    time.Duration // a watched connection may be; set at the start
 
 	mu           sync.Mutex
 	closed       bool
@@ -131,6 +132,7 @@ func New(cfg Config) (*Host, error) {
 	h := &Host{
 		id: id, key: key, cfg: cfg, log: cfg.Logger, allow: cfg.Allow,
 		limits: newLimits(), idle: strangerTimeout,
+		sending:   &sending{since: map[*windowed]time.Time{}},
 		listeners: map[string]*listener{},
 		watched:   map[network.Conn]*time.Timer{},
 	}

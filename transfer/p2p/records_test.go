@@ -128,7 +128,7 @@ func TestPatience(t *testing.T) {
 // libp2p finds of a background connection what it sets up.
 func TestWindowedIsASocket(t *testing.T) {
 	near, _ := socketPair(t)
-	c, ok := keepWindow(near).(*windowed)
+	c, ok := keepWindow(near, &sending{since: map[*windowed]time.Time{}}).(*windowed)
 	require.True(t, ok)
 	require.NoError(t, c.SetKeepAlive(true))
 	require.NoError(t, c.SetLinger(0))

@@ -1,7 +1,9 @@
 package p2p
 
 import (
+	"maps"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,6 +22,12 @@ const (
 	// probeEvery is how many steps pass before a window is doubled to see whether more
 	// would come: a way that has become longer looks like one that is full.
 	probeEvery = 200
+	// fewSenders is up to how many windows are kept small. Each of more has so little on the
+	// way that small windows cost more, in packets and in turns of processors, than they
+	// gain; and in a swarm of many a link is rarely full all the time.
+	fewSenders = 4
+	// sendingFor is how long one who sent something counts as a sender.
+	sendingFor = 100 * time.Millisecond
 	// A window is never below leastWindow, which keeps requests of any size going, nor
 	// above mostWindow.
 	leastWindow = 16 << 10
@@ -52,9 +60,9 @@ type sight struct {
 	shortest, now time.Duration // round trips: the least seen, and that of what arrives
 }
 
-// next is the size that the window should have after what was seen at a time, and whether
-// it is another than before.
-func (w *window) next(now time.Time, s sight) (size int, changed bool) {
+// next is the size that the window should have after what was seen at a time, if few send,
+// and whether it is another than before.
+func (w *window) next(now time.Time, s sight, few bool) (size int, changed bool) {
 	elapsed := now.Sub(w.at).Seconds()
 	first := w.at.IsZero()
 	if !first && elapsed > 0 {
@@ -70,6 +78,8 @@ func (w *window) next(now time.Time, s sight) (size int, changed bool) {
 	w.step++
 	goal := s.shortest + max(queueGoal, s.shortest/queueShare)
 	switch {
+	case !few:
+		size = mostWindow
 	case w.step%probeEvery == 0:
 		size, w.best = 2*w.size, [2]float64{0, w.best[0]}
 	case s.shortest > 0 && s.now > goal:
@@ -126,11 +136,36 @@ type socket interface {
 type windowed struct {
 	socket
 	raw syscall.RawConn
+	all *sending
 	w   window // of the one who reads
 }
 
+// sending is from which connections a host gets something.
+type sending struct {
+	mu    sync.Mutex
+	since map[*windowed]time.Time // the latest adjustment
+}
+
+// few notes that a connection brings something, and says whether not many do.
+func (s *sending) few(c *windowed, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.since[c] = now
+	if len(s.since) > fewSenders {
+		maps.DeleteFunc(s.since, func(_ *windowed, at time.Time) bool { return now.Sub(at) > sendingFor })
+	}
+	return len(s.since) <= fewSenders
+}
+
+// forget drops a connection that has ended.
+func (s *sending) forget(c *windowed) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.since, c)
+}
+
 // keepWindow returns the connection as it is if it isn't a socket.
-func keepWindow(c manet.Conn) manet.Conn {
+func keepWindow(c manet.Conn, all *sending) manet.Conn {
 	s, ok := c.(socket)
 	if !ok {
 		return c
@@ -139,17 +174,21 @@ func keepWindow(c manet.Conn) manet.Conn {
 	if err != nil {
 		return c
 	}
-	return &windowed{socket: s, raw: raw}
+	return &windowed{socket: s, raw: raw, all: all}
 }
 
 func (c *windowed) Read(b []byte) (int, error) {
 	n, err := c.socket.Read(b)
+	if err != nil {
+		c.all.forget(c)
+		return n, err
+	}
 	if now := time.Now(); c.raw != nil && now.Sub(c.w.at) >= windowEvery {
 		if c.adjust(now) != nil {
 			c.raw = nil // closed, or a kernel that can't
 		}
 	}
-	return n, err
+	return n, nil
 }
 
 func (c *windowed) adjust(now time.Time) error {
@@ -157,7 +196,7 @@ func (c *windowed) adjust(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if size, changed := c.w.next(now, s); changed {
+	if size, changed := c.w.next(now, s, c.all.few(c, now)); changed {
 		return clamp(c.raw, size)
 	}
 	return nil

@@ -18,7 +18,8 @@ type way struct {
 	rate   float64       // bytes a second
 	length time.Duration // there and back, without a queue
 	jitter time.Duration // added to it at random, twice this at most
-	deep   float64       // bytes that fit into the queue; more is lost, and sent again
+	few    bool
+	deep   float64 // bytes that fit into the queue; more is lost, and sent again
 }
 
 // sender has as much to send as its own rate allows.
@@ -54,7 +55,7 @@ func (l way) run(during time.Duration, ss ...*sender) (share float64, worst, mea
 			if i >= steps/2 {
 				carried += got
 			}
-			s.next(now, sight{uint64(s.received), l.length, time.Duration(s.smooth * float64(time.Second))})
+			s.next(now, sight{uint64(s.received), l.length, time.Duration(s.smooth * float64(time.Second))}, l.few)
 		}
 		if i >= steps/2 {
 			queues = append(queues, time.Duration(queue/l.rate*float64(time.Second)))
@@ -98,8 +99,9 @@ func TestWindowsShareALink(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.way.deep = c.way.rate // a second
+			c.way.few = true
 			for _, s := range c.senders {
-				s.next(time.Unix(0, 0), sight{})
+				s.next(time.Unix(0, 0), sight{}, true)
 			}
 			share, worst, mean := c.way.run(time.Minute, c.senders...)
 			t.Logf("%.2f of the link used; %v wait in the queue, %v at the worst", share, mean, worst)
@@ -121,7 +123,8 @@ func TestWindowOfASocket(t *testing.T) {
 	require.NoError(t, err)
 	wrapped, err := manet.WrapNetConn(to)
 	require.NoError(t, err)
-	c, ok := keepWindow(wrapped).(*windowed)
+	all := &sending{since: map[*windowed]time.Time{}}
+	c, ok := keepWindow(wrapped, all).(*windowed)
 	require.True(t, ok)
 	defer c.Close()
 
@@ -144,5 +147,28 @@ func TestWindowOfASocket(t *testing.T) {
 	require.Error(t, c.adjust(time.Now()))
 
 	pipe := struct{ manet.Conn }{}
-	require.Equal(t, manet.Conn(pipe), keepWindow(pipe), "no socket")
+	require.Equal(t, manet.Conn(pipe), keepWindow(pipe, all), "no socket")
+}
+
+// TestManySendersAreLeftAlone: small windows are for few.
+func TestManySendersAreLeftAlone(t *testing.T) {
+	all := &sending{since: map[*windowed]time.Time{}}
+	now := time.Unix(0, 0)
+	var cs []*windowed
+	for i := range fewSenders + 1 {
+		cs = append(cs, &windowed{})
+		require.Equal(t, i < fewSenders, all.few(cs[i], now))
+	}
+	require.False(t, all.few(cs[0], now.Add(sendingFor)))
+	require.True(t, all.few(cs[0], now.Add(sendingFor+1)), "the others are silent")
+	for _, c := range cs {
+		all.few(c, now)
+	}
+	all.forget(cs[1])
+	require.True(t, all.few(cs[0], now), "one is gone")
+
+	w := window{size: leastWindow, at: now}
+	size, changed := w.next(now.Add(windowEvery), sight{1, time.Millisecond, time.Second}, false)
+	require.True(t, changed)
+	require.Equal(t, mostWindow, size)
 }
