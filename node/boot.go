@@ -67,7 +67,8 @@ func (n *Node) adopt(ctx context.Context) error {
 			return fmt.Errorf("container %s: %w", c.id, err)
 		}
 	}
-	n.spawn(n.honourPolicies)
+	there := n.foundAtStart()
+	n.spawn(func() { n.honourPolicies(there) })
 	return nil
 }
 
@@ -211,18 +212,35 @@ func (n *Node) adoptEnded(c *ctr, task runtime.Task, s runtime.Status) error {
 	return nil
 }
 
-// honourPolicies starts what shall run and doesn't: containers whose pause before
-// a restart the last agent didn't live to see, and those that restart always.
-func (n *Node) honourPolicies() {
+// found is a container as the agent found it when it began.
+type found struct {
+	*ctr
+	finished time.Time
+}
+
+// foundAtStart are the containers that were here when the agent began. Those made later are
+// no matter of policies that say what happens then.
+func (n *Node) foundAtStart() []found {
 	all := n.index.all()
 	slices.SortFunc(all, func(a, b *ctr) int { return strings.Compare(a.id, b.id) })
-	for _, c := range all {
+	out := make([]found, len(all))
+	for i, c := range all {
+		out[i] = found{c, c.get().State.FinishedAt}
+	}
+	return out
+}
+
+// honourPolicies starts what shall run and doesn't: containers whose pause before
+// a restart the last agent didn't live to see, and those that restart always. What has
+// run and ended meanwhile was somebody's wish.
+func (n *Node) honourPolicies(there []found) {
+	for _, c := range there {
 		if c.op.acquire(n.life) != nil {
 			return
 		}
 		r := c.get()
-		if n.wanted(c, r) {
-			if err := n.start(c, false); err != nil {
+		if n.wanted(c.ctr, r) && (r.State.Status == container.StateRestarting || r.State.FinishedAt.Equal(c.finished)) {
+			if err := n.start(c.ctr, false); err != nil {
 				n.log.Error("start a container as its restart policy says", "container", c.id, "err", err)
 			}
 		}
