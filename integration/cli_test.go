@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -242,4 +243,16 @@ func (x *term) wait() int {
 	x.t.Helper()
 	_ = x.cmd.Wait()
 	return x.cmd.ProcessState.ExitCode()
+}
+
+// TestTimersOfContainers: the agent lets its own timers be late, not those of others.
+func TestTimersOfContainers(t *testing.T) {
+	c := name(t)
+	ok(t, 1, "run", "-d", "--name", c, "busybox", "sleep", "1000")
+	require.Equal(t, "50000", ok(t, 2, "run", "--rm", "busybox", "cat", "/proc/self/timerslack_ns"))
+	require.Equal(t, "50000", ok(t, 3, "exec", c, "cat", "/proc/self/timerslack_ns"))
+	ok(t, 1, "rm", "-f", c)
+	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(shared.lab.Pid(1)), "timerslack_ns"))
+	require.NoError(t, err)
+	require.Equal(t, "1000000", strings.TrimSpace(string(raw)), "the agent itself")
 }

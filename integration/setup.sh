@@ -25,6 +25,8 @@ want dnsutils dig
 want skopeo skopeo
 want docker-registry docker-registry
 want procps ps
+want pigz pigz
+want isal igzip
 if [ "${1:-}" = bench ]; then
 	want docker.io dockerd
 	want dnsmasq-base dnsmasq

@@ -56,14 +56,7 @@ func (s *swarm) onLacks(u *supplier, piece int) {
 
 // onSourced notes a piece that came from a source.
 func (s *swarm) onSourced(piece int) {
-	if !s.missing.has(piece) {
-		return
-	}
-	s.missing.unset(piece)
-	s.left--
-	s.top = max(s.top, piece+1)
-	s.done += int64(pieceLen(s.f.size, piece))
-	s.lastNews = time.Now()
+	s.onHere(piece)
 	if s.done > s.reported {
 		s.reported = s.done
 		s.report(s.done)

@@ -18,10 +18,16 @@ import (
 // fanoutSize is how much the layers of the image have, give or take the tars' headers.
 const fanoutSize = 128 << 20
 
-// fanout starts a 128 MiB image, held by one node, on others at once over links of 200
-// mbit, and compares with size over rate: no way of copying is faster.
+// fanout starts a 128 MiB image, held by one node, on others at once over shaped links,
+// and compares with size over rate: no way of copying is faster.
 func (b *bench) fanout(ctx context.Context) (err error) {
-	const rate = 200e6
+	rate, err := lab.ParseRate(b.rate)
+	if err != nil {
+		return err
+	}
+	if rate == 0 {
+		return fmt.Errorf("rate %q: the links of a fan-out have one", b.rate)
+	}
 	l, err := lab.Up(ctx, "/run/shoal-bench", lab.Options{Nodes: b.cold + 1, Binary: b.shoal, Out: os.Stderr})
 	if err != nil {
 		return err
@@ -61,7 +67,7 @@ func (b *bench) fanout(ctx context.Context) (err error) {
 		worst = max(worst, most[i+1]-idle[i+1])
 	}
 	limit := fanoutSize * 8 / float64(rate)
-	b.add(figure{fmt.Sprintf("128 MiB image from one node to %d at once, 200 mbit links, until all containers run", b.cold), "s", took, limit,
+	b.add(figure{fmt.Sprintf("128 MiB image from one node to %d at once, links of %s, until all containers run", b.cold, b.rate), "s", took, limit,
 		fmt.Sprintf("peer: size over rate, the limit of the link; one source serving all takes %d ×; starting them again, with the image there, takes %s s", b.cold, number(warm))})
 	sent, err := sentBy(l, "node1", b.cold+1)
 	if err != nil {

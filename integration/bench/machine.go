@@ -115,15 +115,18 @@ func weighed(pids []int) ([]float64, error) {
 	return out, nil
 }
 
-// watch notes the most that each process has in anonymous memory, in MiB, looking every
-// 20 ms, until the function it returns is called.
+// watchEvery is often enough to see a fetch's memory grow, and seldom enough for the
+// looking itself, which is done for every process, not to be seen.
+const watchEvery = 100 * time.Millisecond
+
+// watch notes the most that each process has in anonymous memory, in MiB, until the function it returns is called.
 func watch(pids ...int) (stop func() ([]float64, error)) {
 	most := make([]float64, len(pids))
 	done := make(chan struct{})
 	var failed error
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		tick := time.NewTicker(20 * time.Millisecond)
+		tick := time.NewTicker(watchEvery)
 		defer tick.Stop()
 		for {
 			now, err := weighed(pids)

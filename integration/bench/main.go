@@ -38,7 +38,8 @@ type bench struct {
 	runs                   int
 	cold                   int // nodes that fan-out fills at once
 	minutes                float64
-	holders                int // nodes that ping's image comes from
+	rate                   string // of fanout's links
+	holders                int    // nodes that ping's image comes from
 	settle                 time.Duration
 	trees                  string // keeps what delta updates; empty: nothing does
 	updates                int
@@ -57,6 +58,7 @@ func run() error {
 	runs := flag.Int("runs", 21, "pairs of runs; medians are printed")
 	only := flag.String("only", "", "parts to run, separated by commas: start,load,fanout,delta,pull,dns,tls,coldrun,early,ping")
 	cold := flag.Int("cold", 7, "fanout: nodes that start the image at once")
+	rate := flag.String("rate", "200mbit", "fanout: the speed of each node's link, both ways")
 	holders := flag.Int("holders", 1, "ping: nodes that send the image")
 	trees := flag.String("trees", "", "delta: a directory that keeps the two trees, so that further runs have the same ones")
 	updates := flag.Int("updates", 3, "delta, pull: runs of each kind; medians are printed")
@@ -81,7 +83,7 @@ func run() error {
 	defer os.RemoveAll(tmp)
 	b := &bench{
 		root: abs, shoal: filepath.Join(abs, "bin/shoal"), docker: "docker", dockerd: "dockerd",
-		tmp: tmp, runs: *runs, cold: *cold, minutes: *minutes, holders: *holders, settle: *settle, trees: *trees, updates: *updates,
+		tmp: tmp, runs: *runs, cold: *cold, rate: *rate, minutes: *minutes, holders: *holders, settle: *settle, trees: *trees, updates: *updates,
 	}
 	kept := records{}
 	if *out != "" {
@@ -137,7 +139,7 @@ func (b *bench) parts(ctx context.Context, only string, done func(name string, r
 		name := p.name
 		switch {
 		case p.name == "fanout":
-			name = fmt.Sprintf("fanout of %d", b.cold)
+			name = fmt.Sprintf("fanout of %d at %s", b.cold, b.rate)
 		case p.name == "ping" && b.holders > 1:
 			name = fmt.Sprintf("ping with %d holders", b.holders)
 		}

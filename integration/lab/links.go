@@ -23,8 +23,9 @@ func Address(n int) netip.Addr {
 	return netip.AddrFrom4(a)
 }
 
-// pinNamespace makes a network namespace that lives as long as its file is mounted.
-func pinNamespace(path string) error {
+// pinNamespace makes a network namespace that lives as long as its file is mounted,
+// and calls each of prepare in it.
+func pinNamespace(path string, prepare ...func() error) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("create the namespace's file: %w", err)
@@ -38,6 +39,12 @@ func pinNamespace(path string) error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("make a network namespace: %w", err)
 			return
+		}
+		for _, p := range prepare {
+			if err := p(); err != nil {
+				done <- err
+				return
+			}
 		}
 		err := unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
 		if err != nil {
@@ -81,7 +88,7 @@ func inside(path string) (*netlink.Handle, netns.NsHandle, error) {
 
 // makeSwitch makes the namespace that the nodes' links end in, with its bridge.
 func makeSwitch(path string) error {
-	if err := pinNamespace(path); err != nil {
+	if err := pinNamespace(path, justSwitch); err != nil {
 		return err
 	}
 	h, ns, err := inside(path)
@@ -92,6 +99,18 @@ func makeSwitch(path string) error {
 	defer h.Close()
 	_, err = switchBridge(h, 0)
 	return err
+}
+
+// justSwitch keeps frames that cross this namespace's bridges from the packet filter,
+// where the module that brings them there is loaded: no switch does that.
+func justSwitch() error {
+	for _, name := range []string{"iptables", "ip6tables", "arptables"} {
+		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte("0"), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("make the switch plain: %w", err)
+		}
+	}
+	return nil
 }
 
 // switchBridge finds or makes the bridge of a group of the partition; group 0 is

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -24,11 +25,16 @@ import (
 	"github.com/shoal-engine/shoal/node/image"
 	"github.com/shoal-engine/shoal/node/image/registry"
 	"github.com/shoal-engine/shoal/node/network"
+	"github.com/shoal-engine/shoal/node/slack"
 	"github.com/shoal-engine/shoal/node/supervisor"
 	"github.com/shoal-engine/shoal/transfer/p2p"
 	"github.com/shoal-engine/shoal/transfer/pace"
 	"github.com/shoal-engine/shoal/transfer/plugin"
 )
+
+// timerSlack is how late the agent's timers may be. None of them is finer, and the
+// processors are there for the containers.
+const timerSlack = time.Millisecond
 
 // Agent is one node. New makes it, Run runs it; it runs once.
 type Agent struct {
@@ -72,6 +78,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer held.Close()
+	if err := slack.Set(timerSlack); err != nil {
+		a.log.Debug("the agent is woken more often than need be", "err", err)
+	}
 	if err := makeDirs(a.cfg); err != nil {
 		return err
 	}

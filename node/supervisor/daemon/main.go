@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shoal-engine/shoal/node/slack"
 	"github.com/shoal-engine/shoal/node/supervisor/wire"
 )
 
@@ -59,6 +60,10 @@ func serve(dir, runDir string, log *slog.Logger, ready func()) error {
 		return fmt.Errorf("become subreaper: %w", err)
 	}
 	preferSurvival(log)
+	// Ours is the agent's; containers get what they would have from anybody else.
+	if err := slack.Set(slack.Usual); err != nil {
+		log.Debug("containers' timers are as late as the agent's", "err", err)
+	}
 	d, err := New(dir, runDir, log)
 	if err != nil {
 		return err

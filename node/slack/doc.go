@@ -1,0 +1,2 @@
+// Package slack says how late the timers of this process's threads may be.
+package slack
