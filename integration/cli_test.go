@@ -254,5 +254,5 @@ func TestTimersOfContainers(t *testing.T) {
 	ok(t, 1, "rm", "-f", c)
 	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(shared.lab.Pid(1)), "timerslack_ns"))
 	require.NoError(t, err)
-	require.Equal(t, "1000000", strings.TrimSpace(string(raw)), "the agent itself")
+	require.Equal(t, "250000", strings.TrimSpace(string(raw)), "the agent itself")
 }

@@ -2,10 +2,7 @@ package integration
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,36 +10,17 @@ import (
 	"testing"
 	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
-	"github.com/shoal-engine/shoal/api/imagetar"
 	"github.com/shoal-engine/shoal/integration/lab"
 )
 
 // TestStartsEarly runs a container whose image takes long to come, and kills the agent
 // under it and then the node that the image comes from.
 func TestStartsEarly(t *testing.T) {
-	dir := fmt.Sprintf("/run/shoal-test-%d-%d", os.Getpid(), shared.counter.Add(1))
-	l, err := lab.Up(t.Context(), dir, lab.Options{Nodes: 2, Binary: shared.shoal, Out: io.Discard})
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if t.Failed() {
-			saveLogs(l)
-		}
-		require.NoError(t, l.Down(ctx))
-	})
-	config, err := os.OpenFile(filepath.Join(l.Dir(), "node2", "agent.toml"), os.O_WRONLY|os.O_APPEND, 0)
-	require.NoError(t, err)
-	_, err = config.WriteString("\n[images]\nstart_early = true\n")
-	require.NoError(t, err)
-	require.NoError(t, config.Close())
-	require.NoError(t, l.Stop(t.Context(), 2))
-	require.NoError(t, l.Start(t.Context(), 2))
-
-	archive, want := slowImage(t)
+	l := own(t, 2)
+	startEarly(t, l, 2)
+	archive, want := dataImage(t, "slow:2", 48<<20)
 	require.Zero(t, onNode(t, l, 1, "load", "-q", "-i", archive).code)
 	within(t, time.Minute, "node 1 has cut it", func() bool {
 		made, err := os.ReadDir(filepath.Join(l.Data(1), "chunks"))
@@ -88,22 +66,14 @@ func onCluster(t *testing.T, l *lab.Lab, n int, args ...string) result {
 	return runCommand(t, cmd)
 }
 
-// slowImage is an image of one layer, 50 MB of data before the programs, and the sum of
-// the data.
-func slowImage(t *testing.T) (archive, sum string) {
+// startEarly restarts a node's agent with start_early.
+func startEarly(t *testing.T, l *lab.Lab, n int) {
 	t.Helper()
-	busybox, err := os.ReadFile("/bin/busybox")
+	config, err := os.OpenFile(filepath.Join(l.Dir(), fmt.Sprintf("node%d", n), "agent.toml"), os.O_WRONLY|os.O_APPEND, 0)
 	require.NoError(t, err)
-	data := make([]byte, 48<<20)
-	_, _ = rand.NewChaCha8([32]byte{77}).Read(data)
-	files := []imagetar.File{{Name: "data", Body: data}, {Name: "bin/busybox", Body: busybox, Mode: 0o755}}
-	for _, name := range []string{"sh", "sha256sum", "sleep", "echo"} {
-		files = append(files, imagetar.File{Name: "bin/" + name, Link: "busybox"})
-	}
-	image := imagetar.Image{Refs: []string{"slow:2"}, Config: ocispec.ImageConfig{Env: []string{"PATH=/bin"}}, Layers: [][]imagetar.File{files}}
-	raw, err := imagetar.Bytes(image)
+	_, err = config.WriteString("\n[images]\nstart_early = true\n")
 	require.NoError(t, err)
-	archive = filepath.Join(t.TempDir(), "slow.tar")
-	require.NoError(t, os.WriteFile(archive, raw, 0o600))
-	return archive, fmt.Sprintf("%x", sha256.Sum256(data))
+	require.NoError(t, config.Close())
+	require.NoError(t, l.Stop(t.Context(), n))
+	require.NoError(t, l.Start(t.Context(), n))
 }

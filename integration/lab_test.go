@@ -201,12 +201,21 @@ func within(t *testing.T, d time.Duration, what string, ok func() bool) time.Dur
 // single is a cluster of one, of the test's own.
 func single(t *testing.T) *lab.Lab {
 	t.Helper()
+	return own(t, 1)
+}
+
+// own is a lab of the test's own.
+func own(t *testing.T, nodes int) *lab.Lab {
+	t.Helper()
 	dir := fmt.Sprintf("/run/shoal-test-%d-%d", os.Getpid(), shared.counter.Add(1))
-	l, err := lab.Up(t.Context(), dir, lab.Options{Nodes: 1, Binary: shared.shoal, Out: io.Discard})
+	l, err := lab.Up(t.Context(), dir, lab.Options{Nodes: nodes, Binary: shared.shoal, Out: io.Discard})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
+		if t.Failed() {
+			saveLogs(l)
+		}
 		require.NoError(t, l.Down(ctx))
 	})
 	return l

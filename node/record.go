@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // recordVersion is the version of a record's form on disk. A change that an older
@@ -149,14 +151,15 @@ func decodeRecord(b []byte) (record, error) {
 }
 
 // save puts the record into its container's directory, wholly or not at all. It
-// survives the agent's death at any point. It does not wait for the disk: a record
-// that a power failure tore is recognised by its checksum.
+// survives the agent's death at any point, and works on a full disk for a container
+// that is there. It does not wait for the disk: a record that a power failure tore is
+// recognised by its checksum.
 func (r record) save(dir string) error {
 	b, err := r.encode()
 	if err != nil {
 		return fmt.Errorf("encode the record: %w", err)
 	}
-	return replaceFile(filepath.Join(dir, configFile), b, 0o600)
+	return exchangeFile(filepath.Join(dir, configFile), b)
 }
 
 // loadRecord reads the record in a container's directory.
@@ -170,6 +173,54 @@ func loadRecord(dir string) (record, error) {
 		err = fmt.Errorf("%w: it is of container %s", errCorrupt, r.ID)
 	}
 	return r, err
+}
+
+const (
+	// spareSuffix is of the file that the next record goes to. It keeps its place on the
+	// disk, so that a container can also end, be stopped and go when the disk is full.
+	spareSuffix = ".spare"
+	// recordStep is what records are filled up to with blanks, and recordRoom how many of
+	// these there are at least, for the next record may be longer.
+	recordStep = 4 << 10
+	recordRoom = 1 << 10
+)
+
+// exchangeFile writes b, which blanks may follow, to the spare of a file and makes each
+// the other.
+func exchangeFile(path string, b []byte) error {
+	spare := path + spareSuffix
+	if err := overwrite(spare, b); err != nil {
+		return err
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, spare, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOENT): // the first one
+		if err := os.Rename(spare, path); err != nil {
+			return err
+		}
+		return overwrite(spare, b)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS): // a file system that can't
+		return os.Rename(spare, path)
+	}
+	return &os.PathError{Op: "exchange", Path: path, Err: err}
+}
+
+// overwrite writes b and blanks over what is in a file, and takes no further place if
+// there is enough.
+func overwrite(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	size := max((len(b)+recordRoom+recordStep-1)/recordStep*recordStep, int(fi.Size()))
+	_, err = f.Write(append(b, bytes.Repeat([]byte{' '}, size-len(b))...))
+	return errors.Join(err, f.Close())
 }
 
 // replaceFile writes a file beside path and moves it there.

@@ -21,20 +21,22 @@ const reachFile = "reach"
 // reachEvery is how often the index is noted, at most.
 const reachEvery = time.Second
 
-// keepReach notes how far the replica has come, until ctx ends.
+// keepReach notes how far the replica has come, until ctx ends. Where it can't, as on a
+// full disk, the note stays an older one, which is as true.
 func (c *Catalog) keepReach(ctx context.Context) error {
 	if c.cfg.Dir == "" {
 		return nil
 	}
 	tick := time.NewTicker(reachEvery)
 	defer tick.Stop()
-	noted := uint64(0)
+	noted, failed := uint64(0), false
 	for {
 		if now := c.state.View().Index(); now > noted {
-			if err := writeReach(c.cfg.Dir, now); err != nil {
-				return fmt.Errorf("note how far the catalog is: %w", err)
+			err := writeReach(c.cfg.Dir, now)
+			if err != nil && !failed {
+				c.log.Warn("how far the catalog is can't be noted", "err", err)
 			}
-			noted = now
+			noted, failed = now, err != nil
 		}
 		if c.Wait(ctx, noted) != nil {
 			return nil
@@ -47,12 +49,15 @@ func (c *Catalog) keepReach(ctx context.Context) error {
 	}
 }
 
+// writeReach writes in place, always as many bytes: that needs no room on the disk, and
+// so few are written wholly or not at all.
 func writeReach(dir string, index uint64) error {
-	tmp := filepath.Join(dir, "."+reachFile)
-	if err := os.WriteFile(tmp, []byte(strconv.FormatUint(index, 10)+"\n"), 0o600); err != nil {
+	f, err := os.OpenFile(filepath.Join(dir, reachFile), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
 		return err
 	}
-	return os.Rename(tmp, filepath.Join(dir, reachFile))
+	_, err = fmt.Fprintf(f, "%020d\n", index)
+	return errors.Join(err, f.Close())
 }
 
 // checkReach compares what the stores hold with what was reached before.

@@ -148,13 +148,13 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-func (in *incoming) attempt(ctx, serving context.Context) error {
+func (in *incoming) attempt(ctx, serving context.Context) (err error) {
 	s := in.s
 	if err := s.allowed(ctx, in.rec.Target); err != nil {
 		return err
 	}
 	p := &pull{s: s, l: s.lease(), f: newFeed(), named: in.named, target: in.rec.Target, p: in.platform, in: in, serving: serving}
-	defer p.l.release()
+	defer func() { p.l.end(err) }()
 	return p.run(ctx)
 }
 
@@ -323,7 +323,7 @@ func (in *incoming) finish() {
 	if err := removeRecord(s.incomingPath(in.rec.Target)); err != nil {
 		s.log.Warn("forget that an image arrived", "image", in.rec.Ref, "error", err)
 	}
-	in.lease.release()
+	in.lease.end(in.err)
 }
 
 // Coming finds an image that isn't whole yet, and of which containers can be made. Who

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-engine/shoal/node/image/early"
 	"github.com/shoal-engine/shoal/transfer"
@@ -64,8 +66,16 @@ func newEarlyBlob(s *Store, ref layerRef) (*earlyBlob, error) {
 		return nil, err
 	}
 	var err error
-	e.data, err = os.OpenFile(filepath.Join(e.dir, "data"), os.O_RDWR|os.O_CREATE, 0o600)
-	return e, err
+	if e.data, err = os.OpenFile(filepath.Join(e.dir, "data"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, err
+	}
+	// A disk that is full later would fail what containers read.
+	err = unix.Fallocate(int(e.data.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, e.want.Size)
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		err = fmt.Errorf("reserve %d bytes for blob %s: %w", e.want.Size, e.want.Digest, err)
+		return nil, errors.Join(err, e.data.Close(), os.RemoveAll(e.dir))
+	}
+	return e, nil
 }
 
 // vouch takes somebody's word for what the blob consists of.

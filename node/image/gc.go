@@ -49,6 +49,21 @@ func (l *lease) release() {
 	l.held = nil
 }
 
+// end releases the lease of a job that ended so. If that was for want of space, what the
+// job brought and nothing else needs goes at once: it would keep the host from all else
+// until sweep finds it.
+func (l *lease) end(err error) {
+	held := l.held
+	l.release()
+	if !errors.Is(err, unix.ENOSPC) {
+		return
+	}
+	if err := l.s.sweepOne(needed{chains: held, blobs: held}); err != nil {
+		l.s.log.Warn("remove what a full disk had no room for", "error", err)
+	}
+	l.s.changed() // for what has to be unmounted first
+}
+
 // needed is what a record keeps: chain IDs bottom first, and blobs.
 type needed struct{ chains, blobs []digest.Digest }
 

@@ -39,9 +39,9 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o api.ImportOptions) (a
 	if cfg.Comment == "" {
 		cfg.Comment = "Imported from -"
 	}
-	return s.start(ctx, func(ctx context.Context, f *feed) error {
+	return s.start(ctx, func(ctx context.Context, f *feed) (err error) {
 		l := s.lease()
-		defer l.release()
+		defer func() { l.end(err) }()
 		id, err := s.importLayer(ctx, r, cfg, names, l)
 		if err != nil {
 			return err

@@ -31,9 +31,9 @@ type loaded struct {
 // Load takes in every image of an archive: docker-save's or an OCI layout, plain or
 // compressed. Each image is known once it is whole; one that fails ends the load.
 func (s *Store) Load(ctx context.Context, r io.Reader, o api.LoadOptions) (api.Stream[api.Progress], error) {
-	return s.start(ctx, func(ctx context.Context, f *feed) error {
+	return s.start(ctx, func(ctx context.Context, f *feed) (err error) {
 		l := s.lease()
-		defer l.release()
+		defer func() { l.end(err) }()
 		a, err := s.readArchive(ctx, r, l)
 		if err == nil {
 			err = s.loadFrom(ctx, a, o, f)

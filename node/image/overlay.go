@@ -108,20 +108,39 @@ func mountOld(d overlayDirs) error {
 	return nil
 }
 
-// probeOverlay tries whether overlay mounts work below the root, marks included.
-func (s *Store) probeOverlay() bool {
-	err := errors.New("Config.Copy is set")
-	if !s.cfg.Copy {
-		var dir string
-		if dir, err = os.MkdirTemp(s.path("staging"), "probe-"); err == nil {
-			err = errors.Join(tryOverlay(dir), os.RemoveAll(dir))
+// probe tries what can be mounted below the root. An answer for want of space would be
+// none: layers that are there would be dropped by it.
+func (s *Store) probe() error {
+	overlay := s.probeOverlay()
+	images, tars := Probe(s.path("staging"))
+	for _, err := range []error{overlay, images, tars} {
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			return fmt.Errorf("try what can be mounted: %w", err)
 		}
 	}
-	if err != nil {
-		s.log.Warn("overlayfs can't be used here: every container gets a copy of its image, which is slow and takes its size in disk space", "root", s.cfg.Root, "reason", err)
-		return false
+	s.overlay, s.mountable, s.tars = overlay == nil, images == nil, tars == nil
+	switch {
+	case overlay != nil:
+		s.log.Warn("overlayfs can't be used here: every container gets a copy of its image, which is slow and takes its size in disk space", "root", s.cfg.Root, "reason", overlay)
+	case s.cfg.Directories || s.tars:
+	case s.mountable:
+		s.log.Info("layers without compression are copied: an EROFS image can't refer to a tar here", "root", s.cfg.Root, "reason", tars)
+	default:
+		s.log.Info("layers are unpacked into directories: an EROFS image can't be mounted from a file here", "root", s.cfg.Root, "reason", images)
 	}
-	return true
+	return nil
+}
+
+// probeOverlay tries whether overlay mounts work below the root, marks included.
+func (s *Store) probeOverlay() error {
+	if s.cfg.Copy {
+		return errors.New("Config.Copy is set")
+	}
+	dir, err := os.MkdirTemp(s.path("staging"), "probe-")
+	if err != nil {
+		return err
+	}
+	return errors.Join(tryOverlay(dir), os.RemoveAll(dir))
 }
 
 // tryOverlay mounts an overlay in dir, in which a file and what a directory has

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-engine/shoal/api"
 	"github.com/shoal-engine/shoal/transfer"
@@ -60,6 +61,7 @@ type partial struct {
 	again  bool          // bytes before busy were overwritten meanwhile
 	sent   int64         // leading bytes that the kernel was asked to write to disk
 	grown  chan struct{} // closed and replaced when have or ended changes
+	full   bool          // the disk had no room for some of it
 	ended  bool
 	how    outcome
 
@@ -202,6 +204,7 @@ func (p *partial) written(off int64, n int, err error) error {
 		p.sendOff()
 	}
 	if err != nil {
+		p.full = p.full || errors.Is(err, unix.ENOSPC)
 		return api.Internal("store blob %s: %w", p.want.Digest, err)
 	}
 	if p.sparse && p.prefix()-p.noted >= noteEvery {
@@ -285,13 +288,17 @@ func (p *partial) Commit(ctx context.Context) error {
 		return err
 	}
 	if err := p.f.Sync(); err != nil {
-		return api.Internal("store blob %s: %w", p.want.Digest, err)
+		// What the kernel couldn't write it doesn't know of any more.
+		return errors.Join(api.Internal("store blob %s: %w", p.want.Digest, err), p.end(dropped))
 	}
 	return p.end(committed)
 }
 
 // end is called with mu held, once.
 func (p *partial) end(how outcome) error {
+	if how == kept && p.full && p.early == nil {
+		how = dropped // it would keep the disk full, and the host from all else
+	}
 	if how == kept && p.early == nil {
 		// What lies behind the first hole could not be told from it later.
 		if err := p.f.Truncate(p.prefix()); err != nil {

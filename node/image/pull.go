@@ -45,9 +45,9 @@ func (s *Store) Pull(ctx context.Context, o api.PullOptions) (api.Stream[api.Pro
 		return nil, api.InvalidArgument("%w", err)
 	}
 	named = reference.TagNameOnly(named)
-	return s.start(ctx, func(ctx context.Context, f *feed) error {
+	return s.start(ctx, func(ctx context.Context, f *feed) (err error) {
 		p := &pull{s: s, l: s.lease(), f: f, named: named, p: platform(o.Platform, s.cfg.Platform)}
-		defer p.l.release()
+		defer func() { p.l.end(err) }()
 		if s.cfg.Registry != nil {
 			p.repo = s.cfg.Registry.Repository(named, o.Auth)
 		}

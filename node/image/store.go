@@ -142,15 +142,8 @@ func (s *Store) load() error {
 	if err := s.putAway(); err != nil {
 		return fmt.Errorf("put away what is half-made: %w", err)
 	}
-	s.overlay = s.probeOverlay()
-	images, tars := Probe(s.path("staging"))
-	s.mountable, s.tars = images == nil, tars == nil
-	switch {
-	case !s.overlay || s.cfg.Directories || s.tars:
-	case s.mountable:
-		s.log.Info("layers without compression are copied: an EROFS image can't refer to a tar here", "root", s.cfg.Root, "reason", tars)
-	default:
-		s.log.Info("layers are unpacked into directories: an EROFS image can't be mounted from a file here", "root", s.cfg.Root, "reason", images)
+	if err := s.probe(); err != nil {
+		return err
 	}
 	if err := s.makeInit(); err != nil {
 		return fmt.Errorf("make the lowest layer: %w", err)

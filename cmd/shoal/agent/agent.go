@@ -32,9 +32,9 @@ import (
 	"github.com/shoal-engine/shoal/transfer/plugin"
 )
 
-// timerSlack is how late the agent's timers may be. None of them is finer, and the
-// processors are there for the containers.
-const timerSlack = time.Millisecond
+// timerSlack is how late the agent's timers may be. With more, what one goroutine hands to
+// another waits noticeably where processors are busy: Go's scheduler naps, too.
+const timerSlack = 250 * time.Microsecond
 
 // Agent is one node. New makes it, Run runs it; it runs once.
 type Agent struct {
@@ -84,10 +84,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := makeDirs(a.cfg); err != nil {
 		return err
 	}
+	if err := spendReserve(a.cfg.Data); err != nil {
+		a.log.Warn("the start may fail for want of space", "err", err)
+	}
 	if err := a.build(ctx); err != nil {
 		return err
 	}
 	defer a.close()
+	if err := keepReserve(a.cfg.Data); err != nil {
+		a.log.Warn("the next start may fail for want of space", "err", err)
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.images.Run(ctx) })
 	g.Go(func() error { return a.runPlugins(ctx) })
