@@ -226,16 +226,21 @@ func smallDisk(t *testing.T, l *lab.Lab, n int, size string) (dir string) {
 	dir = l.Data(n)
 	require.NoError(t, l.Stop(t.Context(), n))
 	file, aside := filepath.Join(t.TempDir(), "disk"), t.TempDir()
-	for _, args := range [][]string{
-		{"cp", "-a", dir + "/.", aside},
-		{"truncate", "-s", size, file},
-		{"mkfs.ext4", "-q", "-m0", "-b", "4096", file},
-		{"mount", "-o", "loop", file, dir},
-		{"cp", "-a", aside + "/.", dir},
-	} {
+	do := func(args ...string) error {
 		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
-		require.NoError(t, err, "%v: %s", args, out)
+		if err != nil {
+			return fmt.Errorf("%v: %w: %s", args, err, out)
+		}
+		return nil
 	}
+	require.NoError(t, do("cp", "-a", dir+"/.", aside))
+	require.NoError(t, do("truncate", "-s", size, file))
+	require.NoError(t, do("mkfs.ext4", "-q", "-m0", "-b", "4096", file))
+	if err := do("mount", "-o", "loop", file, dir); err != nil {
+		t.Log("no loop devices here, memory will do:", err)
+		require.NoError(t, do("mount", "-t", "tmpfs", "-o", "size="+size, "none", dir))
+	}
+	require.NoError(t, do("cp", "-a", aside+"/.", dir))
 	t.Cleanup(func() { // before the lab's own
 		out, err := exec.Command("umount", "--lazy", dir).CombinedOutput()
 		require.NoError(t, err, "%s", out)

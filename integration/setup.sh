@@ -25,6 +25,7 @@ want dnsutils dig
 want skopeo skopeo
 want docker-registry docker-registry
 want procps ps
+want e2fsprogs mkfs.ext4
 want pigz pigz
 want isal igzip
 if [ "${1:-}" = bench ]; then
