@@ -155,6 +155,7 @@ func take(ctx context.Context, args []string) error {
 
 // exchangeOnce has node 2 fetch from node 1 as agents do, from memory to nowhere.
 func (b *bench) exchangeOnce(ctx context.Context, l *lab.Lab, out *journeys) error {
+	syscall.Sync()
 	address, n := fmt.Sprintf("%s:7002", lab.Address(1)), fmt.Sprint(tlsSize)
 	source := b.self(ctx, l, 1, "give", address, n)
 	said, err := startReady(source)
