@@ -168,7 +168,7 @@ func TestKilledWhileFetching(t *testing.T) {
 }
 
 // held is how many bytes a node has on its disk of blobs that are coming, or are there.
-func held(t *testing.T, l *lab.Lab, n int) (bytes int64) {
+func held(t *testing.T, l *lab.Lab, n int) (size int64) {
 	t.Helper()
 	for _, dir := range []string{"ingest", "blobs"} {
 		_ = filepath.WalkDir(filepath.Join(l.Data(n), "images", dir), func(_ string, d fs.DirEntry, err error) error {
@@ -176,12 +176,12 @@ func held(t *testing.T, l *lab.Lab, n int) (bytes int64) {
 				return nil //nolint:nilerr // it has moved on
 			}
 			if info, err := d.Info(); err == nil {
-				bytes += 512 * info.Sys().(*syscall.Stat_t).Blocks // a file that is coming may have holes
+				size += 512 * info.Sys().(*syscall.Stat_t).Blocks // a file that is coming may have holes
 			}
 			return nil
 		})
 	}
-	return bytes
+	return size
 }
 
 // sentByNode is how many bytes have left a node's link.
@@ -191,14 +191,6 @@ func sentByNode(t *testing.T, l *lab.Lab, n int) int64 {
 	v, err := strconv.ParseInt(strings.TrimSpace(r.out), 10, 64)
 	require.NoError(t, err, r.err)
 	return v
-}
-
-// shoalOn runs the shoal command against a node of a lab.
-func shoalOn(t *testing.T, l *lab.Lab, n int, args ...string) result {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), shared.shoal, args...)
-	cmd.Env = append(os.Environ(), "SHOAL_HOST=unix://"+l.Socket(n))
-	return runCommand(t, cmd)
 }
 
 // dataImage is an image of one layer, noise before the programs, and the noise's sum.

@@ -176,10 +176,16 @@ func inside(t *testing.T, n int, args ...string) result {
 // shoal runs the shoal command against node n.
 func shoal(t *testing.T, n int, args ...string) result {
 	t.Helper()
+	return shoalOn(t, shared.lab, n, args...)
+}
+
+// shoalOn runs the shoal command against a node of a lab.
+func shoalOn(t *testing.T, l *lab.Lab, n int, args ...string) result {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, shared.shoal, args...)
-	cmd.Env = append(os.Environ(), "SHOAL_HOST=unix://"+shared.lab.Socket(n))
+	cmd.Env = append(os.Environ(), "SHOAL_HOST=unix://"+l.Socket(n))
 	return runCommand(t, cmd)
 }
 

@@ -288,8 +288,12 @@ func (p *partial) Commit(ctx context.Context) error {
 		return err
 	}
 	if err := p.f.Sync(); err != nil {
+		err = api.Internal("store blob %s: %w", p.want.Digest, err)
+		if p.early != nil {
+			return err // containers read it, and nobody sent wrong bytes
+		}
 		// What the kernel couldn't write it doesn't know of any more.
-		return errors.Join(api.Internal("store blob %s: %w", p.want.Digest, err), p.end(dropped))
+		return errors.Join(err, p.end(dropped))
 	}
 	return p.end(committed)
 }
