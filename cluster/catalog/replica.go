@@ -41,8 +41,9 @@ const (
 	heartbeat = time.Second
 	lease     = 500 * time.Millisecond
 	// Followers are told of commits as they happen (see promptTransport); this only
-	// covers for a message that got lost.
-	commitTimeout = 100 * time.Millisecond
+	// covers for a message that got lost. It is how often a quiet leader speaks to each,
+	// heartbeats apart.
+	commitTimeout = 500 * time.Millisecond
 	// A snapshot is taken once that many entries came since the last, looked for
 	// every snapshotEvery; the entries before it that are kept let a follower that
 	// was away for a moment catch up without a snapshot.
