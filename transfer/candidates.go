@@ -80,6 +80,7 @@ func (s *swarm) connect(ctx context.Context) {
 		}
 		s.active++
 		c.active, c.since = true, now
+		s.alone.Store(false)
 		s.wg.Go(func() { s.session(ctx, id) })
 	}
 	s.double(ctx)
@@ -105,14 +106,16 @@ func (s *swarm) connect(ctx context.Context) {
 
 const (
 	// besideRate is how many bytes a second a peer must give alone, and besideLeft how
-	// many it must still have to give, for it to be asked over a second connection, too.
+	// many it must still have to give, for it to be asked over connections of their own.
 	besideRate = 200e6
 	besideLeft = 32 << 20
 	// besideCame is after how many pieces its rate is believed.
 	besideCame = 8
+	// besides is over how many: one keeps a processor of either side busy.
+	besides = 2
 )
 
-// double asks the one peer that gives over a second connection, too, if that may help. One
+// double asks the one peer that gives over connections of their own, if that may help. One
 // attempt is enough.
 func (s *swarm) double(ctx context.Context) {
 	dial := s.f.p.cfg.DialBeside
@@ -124,15 +127,33 @@ func (s *swarm) double(ctx context.Context) {
 		return
 	}
 	s.doubled = true
-	s.wg.Go(func() {
-		beside, err := s.talk(ctx, u.peer, dial, true)
-		_ = s.post(ctx, func() { // nothing to drop once it has ended
-			if slices.Contains(s.suppliers, beside) {
-				s.drop(beside, err)
-			}
-			s.f.p.log.Debug("end of a session over a second connection", "peer", u.peer, "digest", s.f.digest.String(), "err", err)
+	s.alone.Store(s.notes.resumed == 0 && !s.f.patched)
+	for range besides {
+		s.wg.Go(func() {
+			beside, err := s.talk(ctx, u.peer, dial, true)
+			_ = s.post(ctx, func() { // nothing to drop once it has ended
+				if slices.Contains(s.suppliers, beside) {
+					s.drop(beside, err)
+				}
+				s.f.p.log.Debug("end of a session over a connection of its own", "peer", u.peer, "digest", s.f.digest.String(), "err", err)
+			})
 		})
-	})
+	}
+}
+
+// rests says whether a peer gives as much over connections of their own as it can, so that
+// the usual one, over which the same costs more, is left to others.
+func (s *swarm) rests(u *supplier) bool {
+	if !s.doubled || u.beside {
+		return false
+	}
+	n := 0
+	for _, x := range s.suppliers {
+		if x.beside && x.known && x.peer == u.peer {
+			n++
+		}
+	}
+	return n == besides
 }
 
 // onEnd notes that a session has ended, or never began.

@@ -15,7 +15,7 @@ import (
 // those others, the rarest first. At the end, whoever is idle is asked for what is
 // overdue from somebody else.
 func (s *swarm) ask(u *supplier) {
-	for u.known && len(u.asked) < s.ahead(u) && !s.sampled() {
+	for u.known && len(u.asked) < s.ahead(u) && !s.sampled() && !s.rests(u) {
 		r, ok := s.choose(u)
 		if !ok {
 			return

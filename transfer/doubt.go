@@ -25,6 +25,9 @@ func (s *swarm) onSums(peer string, sums []uint32) {
 // wrong pieces from being fetched again as a whole.
 func (s *swarm) doubtful(piece int) bool {
 	n := s.notes.sums[piece]
+	if n.unsummed {
+		return false // nothing is known of it
+	}
 	votes := map[uint32]int{}
 	for _, sums := range s.sums {
 		votes[sums[piece]]++

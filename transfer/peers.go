@@ -31,9 +31,9 @@ type PeersConfig struct {
 	// Dial opens a stream of Protocol to a peer.
 	Dial    func(ctx context.Context, peerID string) (net.Conn, error)
 	Locator Locator
-	// DialBeside, if set, is Dial over a second connection to the same peer. It is used
-	// where one peer alone gives a large blob faster than networks of a gigabit do: there
-	// a connection may be slower than the link, as each end of it uses one processor.
+	// DialBeside, if set, is Dial over a connection of its own. It is used where one peer
+	// alone gives a large blob faster than networks of a gigabit do: there a connection
+	// may be slower than the link, as each end of it uses one processor.
 	DialBeside func(ctx context.Context, peerID string) (net.Conn, error)
 	// Members are the IDs of all nodes that seem alive, in any order, also this one's.
 	// Through asks them whose turn it is; nil stands for no others.
@@ -303,7 +303,8 @@ type pieceNote struct {
 	peer     string
 	sum      uint64 // by which nobody else can forge
 	crc      uint32
-	summed   int // bytes that the sums are of
+	summed   int  // bytes that the sums are of
+	unsummed bool // there are no sums: all pieces of this kind are of one peer
 	verified bool
 }
 
@@ -312,6 +313,9 @@ const sumStep = 64 << 10
 
 // add sums what has come of a piece; last says that this is all.
 func (n *pieceNote) add(seed maphash.Seed, b []byte, last bool) {
+	if n.unsummed {
+		return
+	}
 	for len(b)-n.summed >= sumStep || last && len(b) > n.summed {
 		part := b[n.summed:min(n.summed+sumStep, len(b))]
 		n.sum = bits.RotateLeft64(n.sum, 1) ^ maphash.Bytes(seed, part)
@@ -329,8 +333,12 @@ func (f *fetch) blame(ctx context.Context, dst Store, n *notes) error {
 	defer b.Close()
 	buf := make([]byte, maxPiece)
 	guilty := map[string]bool{} // and whether it is proven
+	suspect := ""
 	for i, note := range n.sums {
-		if note.peer == "" {
+		if note.unsummed {
+			suspect = note.peer
+		}
+		if note.peer == "" || note.unsummed {
 			continue
 		}
 		piece := buf[:pieceLen(f.size, i)]
@@ -341,6 +349,9 @@ func (f *fetch) blame(ctx context.Context, dst Store, n *notes) error {
 		if truth.add(n.seed, piece, true); truth.sum != note.sum {
 			guilty[note.peer] = guilty[note.peer] || note.verified
 		}
+	}
+	if len(guilty) == 0 && suspect != "" {
+		guilty[suspect] = true // who else?
 	}
 	for id, proven := range guilty {
 		f.wrongBytes(id, proven)

@@ -190,7 +190,7 @@ func (u *supplier) readPiece(ctx context.Context, s *swarm, r *bufio.Reader, siz
 		return err
 	}
 	head, off := first, 0
-	note := pieceNote{peer: u.peer, verified: first.verified}
+	note := pieceNote{peer: u.peer, verified: first.verified, unsummed: s.alone.Load()}
 	for {
 		if off+n > length || head.piece != first.piece {
 			return errors.New("data beyond the piece")

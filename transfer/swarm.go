@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/shoal-engine/shoal/api"
@@ -84,11 +85,12 @@ type swarm struct {
 	cancel context.CancelFunc
 
 	candidates map[string]*candidate
-	order      []string  // of candidates: those the locator named, then the others by chance
-	named      int       // how many the locator named
-	started    time.Time // when run was called
-	active     int       // candidates that have a session, or get one
-	doubled    bool      // a peer was asked over a second connection, too
+	order      []string    // of candidates: those the locator named, then the others by chance
+	named      int         // how many the locator named
+	started    time.Time   // when run was called
+	active     int         // candidates that have a session, or get one
+	doubled    bool        // a peer was asked over connections of their own
+	alone      atomic.Bool // doubled, nothing was there before, and no other peer was asked since
 	suppliers  []*supplier
 	origins    []string // peers that get the blob from outside
 	located    bool     // the locator has said all

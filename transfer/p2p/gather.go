@@ -13,8 +13,9 @@ import (
 const recordSize = 16 << 10
 
 // gatherSize is how many bytes of records go in one write: enough for the kernel to
-// build the largest packets it can, few enough to be in a processor's own cache.
-const gatherSize = 128 << 10
+// build the largest packets it can, few enough to be in a processor's own cache, and 128
+// KiB of content fit in, with what TLS and others put around them.
+const gatherSize = 132 << 10
 
 // gathering makes the connections of a security transport write the records of one
 // Write together. TLS alone calls the kernel for each, and the kernel sends them one by

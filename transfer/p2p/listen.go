@@ -1,11 +1,13 @@
 package p2p
 
 import (
+	"errors"
 	"net"
 	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	mss "github.com/multiformats/go-multistream"
 
@@ -19,7 +21,7 @@ const backlog = 1024
 type listener struct {
 	h     *Host
 	proto string
-	queue chan *stream
+	queue chan accepted
 	once  sync.Once
 	done  chan struct{} // closed: no more streams
 }
@@ -34,7 +36,7 @@ func (h *Host) Listen(proto string) (net.Listener, error) {
 	if h.listeners[proto] != nil {
 		return nil, api.Conflict("p2p: protocol %s has a listener already", proto)
 	}
-	l := &listener{h: h, proto: proto, queue: make(chan *stream, backlog), done: make(chan struct{})}
+	l := &listener{h: h, proto: proto, queue: make(chan accepted, backlog), done: make(chan struct{})}
 	h.listeners[proto] = l
 	return l, nil
 }
@@ -71,20 +73,27 @@ func (l *listener) shut() {
 	for {
 		select {
 		case s := <-l.queue:
-			s.s.Reset()
+			s.abandon()
 		default:
 			return
 		}
 	}
 }
 
-// offer queues a stream, or resets it.
-func (l *listener) offer(s *stream) {
+// accepted is a stream that a peer opened.
+type accepted interface {
+	net.Conn
+	// abandon ends a stream that nobody has seen.
+	abandon()
+}
+
+// offer queues a stream, or ends it.
+func (l *listener) offer(s accepted) {
 	select {
 	case l.queue <- s:
 	default:
-		s.h.log.Warn("reset a stream: too many wait to be accepted", "peer", string(s.remote), "protocol", l.proto)
-		s.s.Reset()
+		l.h.log.Warn("end a stream: too many wait to be accepted", "peer", s.RemoteAddr().String(), "protocol", l.proto)
+		s.abandon()
 		return
 	}
 	select {
@@ -94,12 +103,24 @@ func (l *listener) offer(s *stream) {
 	}
 }
 
-// incoming negotiates the protocol of a stream that a peer opened and hands it to the
-// listener. A protocol that isn't allowed looks to the peer as one we don't speak.
+// incoming hands a stream that a peer opened to the listener of its protocol.
 func (h *Host) incoming(s network.Stream) {
+	to, proto, err := h.agree(s, s.Conn().RemotePeer())
+	if err == nil {
+		err = s.SetProtocol(proto)
+	}
+	if err != nil {
+		s.Reset()
+		return
+	}
+	to.offer(h.wrap(s, string(proto)))
+}
+
+// agree negotiates the protocol of a stream that a peer opened. One that isn't allowed
+// looks to the peer as one we don't speak.
+func (h *Host) agree(s network.MuxedStream, from peer.ID) (to *listener, proto protocol.ID, err error) {
 	s.SetDeadline(time.Now().Add(negotiateTimeout))
-	remote := s.Conn().RemotePeer().String()
-	var to *listener
+	remote := from.String()
 	mux := mss.NewMultistreamMuxer[protocol.ID]()
 	mux.AddHandlerWithFunc("", func(p protocol.ID) bool {
 		h.mu.Lock()
@@ -112,15 +133,12 @@ func (h *Host) incoming(s network.Stream) {
 		to = l
 		return true
 	}, nil)
-	proto, _, err := mux.Negotiate(s)
-	if err == nil {
-		err = s.SetProtocol(proto)
+	if proto, _, err = mux.Negotiate(s); err == nil && to == nil {
+		err = errors.New("no protocol was agreed on")
 	}
-	if err != nil || to == nil {
+	if err != nil {
 		h.log.Debug("negotiate a stream", "peer", remote, "err", err)
-		s.Reset()
-		return
+		return nil, "", err
 	}
-	s.SetDeadline(time.Time{})
-	to.offer(h.wrap(s, string(proto)))
+	return to, proto, s.SetDeadline(time.Time{})
 }

@@ -9,6 +9,8 @@
 // named are strangers: they get few connections and few streams, and a connection on
 // which they keep no permitted stream open is closed.
 //
+// For large amounts a stream can have a connection of its own, without a muxer.
+//
 // A node runs two hosts with the same key, one for control and one for bulk, so that
 // layers queued in one TCP connection never delay a heartbeat in the other.
 package p2p
@@ -28,7 +30,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/core/sec"
-	"github.com/libp2p/go-libp2p/core/transport"
 	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 	"github.com/libp2p/go-libp2p/p2p/host/peerstore/pstoremem"
 	libyamux "github.com/libp2p/go-libp2p/p2p/muxer/yamux"
@@ -78,14 +79,14 @@ type Host struct {
 	store   peerstore.Peerstore
 	limits  *limits
 	sending *sending
-	idle    time.Duration // a watched connection may be; set at the start
+	idle    time.Duration // a stranger's connection may be; set at the start
 
 	mu           sync.Mutex
 	closed       bool
-	second       *swarm.Swarm // see DialBeside; nil until it is used
+	bares        bares
 	listeners    map[string]*listener
 	onDisconnect []func(peerID string)
-	watched      map[network.Conn]*time.Timer // connections that are closed when they aren't used
+	watched      map[network.Conn]*time.Timer // strangers' connections, which are closed when they aren't used
 	ending       sync.WaitGroup               // streams being closed
 }
 
@@ -135,6 +136,7 @@ func New(cfg Config) (*Host, error) {
 		sending:   &sending{since: map[*windowed]time.Time{}},
 		listeners: map[string]*listener{},
 		watched:   map[network.Conn]*time.Timer{},
+		bares:     bares{open: map[*bareStream]bool{}},
 	}
 	if err := h.start(); err != nil {
 		return nil, err
@@ -177,9 +179,12 @@ func (h *Host) newSwarm() (*swarm.Swarm, error) {
 	if err != nil {
 		return nil, fmt.Errorf("p2p: %w", err)
 	}
-	t, err := h.newTransport()
+	t, err := h.newTransport([]upgrader.StreamMuxer{
+		{ID: libyamux.ID, Muxer: muxer(h.cfg.Window)},
+		{ID: bareID, Muxer: bareMuxer{}}, // for who offers nothing else
+	})
 	if err == nil {
-		err = sw.AddTransport(t)
+		err = sw.AddTransport(bareListening{t, h})
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("p2p: %w", err), sw.Close())
@@ -189,8 +194,9 @@ func (h *Host) newSwarm() (*swarm.Swarm, error) {
 	return sw, nil
 }
 
-func (h *Host) newTransport() (transport.Transport, error) {
-	muxers := []upgrader.StreamMuxer{{ID: libyamux.ID, Muxer: muxer(h.cfg.Window)}}
+// newTransport is TCP with TLS and the first of the muxers that the listening side has,
+// too.
+func (h *Host) newTransport(muxers []upgrader.StreamMuxer) (*tcp.TcpTransport, error) {
 	security, err := libp2ptls.New(libp2ptls.ID, h.key, muxers)
 	if err != nil {
 		return nil, fmt.Errorf("TLS: %w", err)
@@ -284,21 +290,20 @@ func (h *Host) Disconnect(peerID string) {
 	if err != nil {
 		return
 	}
-	for _, sw := range h.swarms() {
-		if err := sw.ClosePeer(id); err != nil {
-			h.log.Debug("close connections", "peer", peerID, "err", err)
-		}
+	if err := h.swarm.ClosePeer(id); err != nil {
+		h.log.Debug("close connections", "peer", peerID, "err", err)
 	}
+	h.closeBares(Addr(id.String()), false)
 }
 
-// Connected says whether a connection to the peer is open.
+// Connected says whether a connection to the peer is open that Dial would use.
 func (h *Host) Connected(peerID string) bool {
 	id, err := peer.Decode(peerID)
-	return err == nil && connected(id, h.swarms())
+	return err == nil && h.swarm.Connectedness(id) == network.Connected
 }
 
-// OnDisconnect has f called when the last connection to a peer has ended, for whatever
-// reason but Close. f runs in a goroutine of the host and must not block.
+// OnDisconnect has f called when the last connection to a peer that Dial would use has
+// ended, for whatever reason but Close. f runs in a goroutine of the host and must not block.
 func (h *Host) OnDisconnect(f func(peerID string)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -320,8 +325,8 @@ func (h *Host) Close() error {
 		t.Stop()
 		delete(h.watched, c)
 	}
-	second := h.second
 	h.mu.Unlock()
+	h.closeBares("", true)
 	for _, l := range listeners {
 		l.shut()
 	}
@@ -332,9 +337,6 @@ func (h *Host) Close() error {
 	case <-time.After(closeTimeout):
 	}
 	err := h.swarm.Close()
-	if second != nil {
-		err = errors.Join(err, second.Close())
-	}
 	<-ended
 	return errors.Join(err, h.store.Close())
 }

@@ -1,6 +1,7 @@
 package p2p
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -14,7 +15,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/stretchr/testify/require"
 )
 
@@ -272,7 +272,8 @@ func TestCloseEndsEverything(t *testing.T) {
 	}
 }
 
-// A second connection carries streams both ways, and goes when nobody uses it.
+// A connection of one stream carries it both ways, ends with it, and is no connection that
+// others use.
 func TestDialBeside(t *testing.T) {
 	a, b, l := pair(t)
 	lost := make(chan string, 1)
@@ -280,19 +281,29 @@ func TestDialBeside(t *testing.T) {
 	back, err := a.Listen(proto)
 	require.NoError(t, err)
 	first, _ := streams(t, a, b, l)
-	beside, err := a.DialBeside(t.Context(), b.ID(), proto)
-	require.NoError(t, err)
-	far, err := l.Accept()
-	require.NoError(t, err)
+	beside := func() (near, far net.Conn) {
+		near, err := a.DialBeside(t.Context(), b.ID(), proto)
+		require.NoError(t, err)
+		far, err = l.Accept()
+		require.NoError(t, err)
+		return near, far
+	}
+	near, far := beside()
 	require.Equal(t, a.ID(), far.RemoteAddr().String(), "it is proven, too")
-	require.Len(t, b.swarm.ConnsToPeer(a.id), 2)
-	_, err = beside.Write([]byte("hello"))
-	require.NoError(t, err)
-	got := make([]byte, 5)
-	_, err = io.ReadFull(far, got)
-	require.NoError(t, err)
-	require.Equal(t, "hello", string(got))
-	for range 2 { // over whichever connection the other side takes
+	require.Equal(t, b.ID(), near.RemoteAddr().String())
+	require.Len(t, b.swarm.ConnsToPeer(a.id), 1)
+	for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
+		sent := bytes.Repeat([]byte("hello"), 100_000)
+		go way[0].Write(sent)
+		got := make([]byte, len(sent))
+		_, err = io.ReadFull(way[1], got)
+		require.NoError(t, err)
+		require.Equal(t, sent, got)
+	}
+	require.NoError(t, near.SetReadDeadline(time.Now().Add(-time.Second)))
+	_, err = near.Read(make([]byte, 1))
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	for range 2 {
 		_, err = b.Dial(t.Context(), a.ID(), proto)
 		require.NoError(t, err)
 		s, err := back.Accept()
@@ -300,42 +311,90 @@ func TestDialBeside(t *testing.T) {
 		require.NoError(t, s.Close())
 	}
 
-	second := a.second.ConnsToPeer(b.id)[0]
-	a.checkUse(second)
-	require.False(t, second.IsClosed(), "it is used")
-	require.NoError(t, beside.Close())
-	for _, c := range b.swarm.ConnsToPeer(a.id) {
-		for _, s := range c.GetStreams() {
-			if s.Stat().Direction == network.DirOutbound {
-				s.Reset()
-			}
-		}
+	require.NoError(t, near.Close())
+	_, err = near.Write([]byte("x"))
+	require.ErrorIs(t, err, net.ErrClosed)
+	_, err = far.Read(make([]byte, 1))
+	require.Error(t, err)
+	require.NoError(t, far.Close())
+	for _, h := range []*Host{a, b} {
+		require.Zero(t, h.openBares(), "nothing is kept of it")
 	}
-	require.Eventually(t, func() bool {
-		a.checkUse(second)
-		return len(b.swarm.ConnsToPeer(a.id)) == 1
-	}, time.Minute, 10*time.Millisecond)
 	require.True(t, a.Connected(b.ID()))
 	_, err = first.Write([]byte("hello"))
 	require.NoError(t, err, "the first connection stays")
 	require.Empty(t, lost)
 
-	_, err = a.DialBeside(t.Context(), b.ID(), proto)
-	require.NoError(t, err)
-	a.Disconnect(b.ID())
+	near, far = beside()
+	b.Disconnect(a.ID())
 	require.Equal(t, b.ID(), <-lost)
-	require.Empty(t, a.second.ConnsToPeer(b.id))
+	for _, s := range []net.Conn{near, far} {
+		_, err = s.Read(make([]byte, 1))
+		require.Error(t, err)
+	}
+	near, _ = beside()
+	require.NoError(t, b.Close())
+	_, err = near.Read(make([]byte, 1))
+	require.Error(t, err)
 	require.NoError(t, a.Close())
 	_, err = a.DialBeside(t.Context(), b.ID(), proto)
 	require.Error(t, err)
 }
 
-// Who isn't allowed gets nothing over a second connection either.
+func (h *Host) openBares() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.bares.open)
+}
+
+// What the side that accepted says last arrives.
+func TestBesideDeliversThenEnds(t *testing.T) {
+	a, b, l := pair(t)
+	for range 50 {
+		near, err := a.DialBeside(t.Context(), b.ID(), proto)
+		require.NoError(t, err)
+		far, err := l.Accept()
+		require.NoError(t, err)
+		_, err = far.Write([]byte("goodbye"))
+		require.NoError(t, err)
+		require.NoError(t, far.Close())
+		got, err := io.ReadAll(near)
+		require.NoError(t, err)
+		require.Equal(t, "goodbye", string(got))
+		require.NoError(t, near.Close())
+	}
+}
+
+// Who isn't allowed gets nothing over a connection of its own either, nor do strangers,
+// nor anybody a ninth one.
 func TestDialBesideIsGated(t *testing.T) {
 	a, b := newHost(t, nil), newHost(t, func(string, string) bool { return false })
 	a.SetPeer(b.ID(), b.Addrs())
 	_, err := b.Listen(proto)
 	require.NoError(t, err)
 	_, err = a.DialBeside(t.Context(), b.ID(), proto)
+	require.True(t, errdefs.IsUnavailable(err), "a stranger: %v", err)
+	b.SetPeer(a.ID(), nil)
+	_, err = a.DialBeside(t.Context(), b.ID(), proto)
 	require.True(t, errdefs.IsPermissionDenied(err), "%v", err)
+	b.ForgetPeer(a.ID())
+	_, err = a.DialBeside(t.Context(), b.ID(), proto)
+	require.True(t, errdefs.IsUnavailable(err), "a stranger again: %v", err)
+
+	a, b, l := pair(t)
+	var near, far net.Conn
+	for range maxBare {
+		near, err = a.DialBeside(t.Context(), b.ID(), proto)
+		require.NoError(t, err)
+		far, err = l.Accept()
+		require.NoError(t, err)
+	}
+	_, err = a.DialBeside(t.Context(), b.ID(), proto)
+	require.True(t, errdefs.IsUnavailable(err), "%v", err)
+	require.NoError(t, near.Close())
+	_, err = far.Read(make([]byte, 1))
+	require.Error(t, err)
+	require.NoError(t, far.Close())
+	_, err = a.DialBeside(t.Context(), b.ID(), proto)
+	require.NoError(t, err)
 }

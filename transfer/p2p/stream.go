@@ -13,7 +13,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
-	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	mss "github.com/multiformats/go-multistream"
 
 	"github.com/shoal-engine/shoal/api"
@@ -29,57 +28,62 @@ func (a Addr) String() string { return string(a) }
 // one. The error is Unavailable if the peer can't be reached and PermissionDenied if it
 // is there but doesn't take the protocol from this host.
 func (h *Host) Dial(ctx context.Context, peerID, proto string) (net.Conn, error) {
-	return h.dial(ctx, h.swarm, peerID, proto)
-}
-
-// DialBeside is Dial over a second connection, for more than one can carry: each end of
-// a connection encrypts on one processor. Such a connection is closed when it has been
-// without streams for a while.
-func (h *Host) DialBeside(ctx context.Context, peerID, proto string) (net.Conn, error) {
-	sw, err := h.besides()
+	id, err := h.peerToDial(peerID, proto)
 	if err != nil {
 		return nil, err
 	}
-	return h.dial(ctx, sw, peerID, proto)
-}
-
-func (h *Host) dial(ctx context.Context, sw *swarm.Swarm, peerID, proto string) (net.Conn, error) {
-	id, err := peer.Decode(peerID)
-	if err != nil {
-		return nil, api.InvalidArgument("dial peer %q: not a peer ID: %w", peerID, err)
-	}
-	if id == h.id {
-		return nil, api.InvalidArgument("dial peer %s, protocol %s: that is this node itself", peerID, proto)
-	}
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, dialTimeout+negotiateTimeout)
-		defer cancel()
-	}
-	s, again, err := h.dialed(ctx, sw, id, proto)
+	ctx, cancel := dialingTime(ctx)
+	defer cancel()
+	s, again, err := h.dialed(ctx, id, proto)
 	if again && ctx.Err() == nil {
 		// The connection we had was dead without our knowing; a fresh one may do.
-		s, _, err = h.dialed(ctx, sw, id, proto)
+		s, _, err = h.dialed(ctx, id, proto)
 	}
+	if err != nil {
+		return nil, explainDial(ctx, peerID, proto, err)
+	}
+	return h.wrap(s, proto), nil
+}
+
+func (h *Host) peerToDial(peerID, proto string) (peer.ID, error) {
+	id, err := peer.Decode(peerID)
+	if err != nil {
+		return "", api.InvalidArgument("dial peer %q: not a peer ID: %w", peerID, err)
+	}
+	if id == h.id {
+		return "", api.InvalidArgument("dial peer %s, protocol %s: that is this node itself", peerID, proto)
+	}
+	return id, nil
+}
+
+// dialingTime bounds a dial whose caller doesn't.
+func dialingTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, dialTimeout+negotiateTimeout)
+}
+
+func explainDial(ctx context.Context, peerID, proto string, err error) error {
 	var unsupported mss.ErrNotSupported[protocol.ID]
 	switch {
 	case err == nil:
-		return h.wrap(s, proto), nil
+		return nil
 	case errors.As(err, &unsupported):
-		return nil, api.Errorf(errdefs.ErrPermissionDenied, "peer %s doesn't take protocol %s from this node", peerID, proto)
+		return api.Errorf(errdefs.ErrPermissionDenied, "peer %s doesn't take protocol %s from this node", peerID, proto)
 	case ctx.Err() != nil && !errors.Is(err, ctx.Err()):
-		return nil, api.Unavailable("dial peer %s, protocol %s: %w: %w", peerID, proto, ctx.Err(), err)
+		return api.Unavailable("dial peer %s, protocol %s: %w: %w", peerID, proto, ctx.Err(), err)
 	}
-	return nil, api.Unavailable("dial peer %s, protocol %s: %w", peerID, proto, err)
+	return api.Unavailable("dial peer %s, protocol %s: %w", peerID, proto, err)
 }
 
 // dialed is a stream of a protocol to a peer, and whether another attempt may help.
-func (h *Host) dialed(ctx context.Context, sw *swarm.Swarm, id peer.ID, protocol string) (s network.Stream, again bool, err error) {
-	had := sw.Connectedness(id) == network.Connected
+func (h *Host) dialed(ctx context.Context, id peer.ID, protocol string) (s network.Stream, again bool, err error) {
+	had := h.swarm.Connectedness(id) == network.Connected
 	// libp2p refuses to dial for seconds after a failure; whoever dials here knows why,
 	// and paces itself.
-	sw.Backoff().Clear(id)
-	s, err = sw.NewStream(ctx, id)
+	h.swarm.Backoff().Clear(id)
+	s, err = h.swarm.NewStream(ctx, id)
 	if err != nil {
 		return nil, false, err
 	}
@@ -93,11 +97,7 @@ func (h *Host) dialed(ctx context.Context, sw *swarm.Swarm, id peer.ID, protocol
 
 // negotiate agrees on the protocol of a stream just opened.
 func negotiate(ctx context.Context, s network.Stream, proto string) error {
-	limit := time.Now().Add(negotiateTimeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(limit) {
-		limit = d
-	}
-	s.SetDeadline(limit)
+	s.SetDeadline(negotiateLimit(ctx))
 	stop := context.AfterFunc(ctx, func() { s.Reset() })
 	_, err := mss.SelectOneOf([]protocol.ID{protocol.ID(proto)}, s)
 	if !stop() && err == nil {
@@ -108,6 +108,15 @@ func negotiate(ctx context.Context, s network.Stream, proto string) error {
 	}
 	s.SetDeadline(time.Time{})
 	return s.SetProtocol(protocol.ID(proto))
+}
+
+// negotiateLimit is until when a stream that is being opened waits for the peer.
+func negotiateLimit(ctx context.Context) time.Time {
+	limit := time.Now().Add(negotiateTimeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(limit) {
+		limit = d
+	}
+	return limit
 }
 
 // stream is a libp2p stream as a net.Conn.
@@ -185,17 +194,24 @@ func (c *stream) limit(set func(time.Time) error, t time.Time) error {
 	return err
 }
 
-// explain turns the muxer's errors into those of net, and says whose stream it was.
+func (c *stream) abandon() { c.s.Reset() }
+
 func (c *stream) explain(step string, err error) error {
+	return explain(step, err, c.closed.Load(), c.s.Conn().IsClosed, c.remote, c.proto)
+}
+
+// explain turns the muxer's errors into those of net, and says whose stream it was. A
+// connection that is gone is no matter of time.
+func explain(step string, err error, closed bool, gone func() bool, remote Addr, proto string) error {
 	if err == nil || err == io.EOF {
 		return err
 	}
-	if c.closed.Load() {
+	if closed {
 		return net.ErrClosed
 	}
 	var t interface{ Timeout() bool }
-	if errors.As(err, &t) && t.Timeout() && !c.s.Conn().IsClosed() {
+	if errors.As(err, &t) && t.Timeout() && !gone() {
 		return os.ErrDeadlineExceeded
 	}
-	return api.Unavailable("%s, peer %s, protocol %s: %w", step, c.remote, c.proto, err)
+	return api.Unavailable("%s, peer %s, protocol %s: %w", step, remote, proto, err)
 }
