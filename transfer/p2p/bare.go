@@ -14,7 +14,6 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/net/upgrader"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	ma "github.com/multiformats/go-multiaddr"
-	mss "github.com/multiformats/go-multistream"
 
 	"github.com/shoal-engine/shoal/api"
 )
@@ -142,16 +141,7 @@ func (h *Host) openBare(ctx context.Context, c transport.CapableConn, proto stri
 	if err := h.keepBare(s); err != nil {
 		return nil, err
 	}
-	m.SetDeadline(negotiateLimit(ctx))
-	stop := context.AfterFunc(ctx, func() { s.Close() })
-	_, err = mss.SelectOneOf([]protocol.ID{protocol.ID(proto)}, m)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
-	if err == nil {
-		err = m.SetDeadline(time.Time{})
-	}
-	if err != nil {
+	if err := negotiate(ctx, m, proto); err != nil {
 		s.Close()
 		return nil, err
 	}

@@ -78,7 +78,7 @@ func explainDial(ctx context.Context, peerID, proto string, err error) error {
 }
 
 // dialed is a stream of a protocol to a peer, and whether another attempt may help.
-func (h *Host) dialed(ctx context.Context, id peer.ID, protocol string) (s network.Stream, again bool, err error) {
+func (h *Host) dialed(ctx context.Context, id peer.ID, proto string) (s network.Stream, again bool, err error) {
 	had := h.swarm.Connectedness(id) == network.Connected
 	// libp2p refuses to dial for seconds after a failure; whoever dials here knows why,
 	// and paces itself.
@@ -87,7 +87,10 @@ func (h *Host) dialed(ctx context.Context, id peer.ID, protocol string) (s netwo
 	if err != nil {
 		return nil, false, err
 	}
-	if err := negotiate(ctx, s, protocol); err != nil {
+	if err = negotiate(ctx, s, proto); err == nil {
+		err = s.SetProtocol(protocol.ID(proto))
+	}
+	if err != nil {
 		dead := s.Conn().IsClosed()
 		s.Reset()
 		return nil, had && dead, err
@@ -96,8 +99,12 @@ func (h *Host) dialed(ctx context.Context, id peer.ID, protocol string) (s netwo
 }
 
 // negotiate agrees on the protocol of a stream just opened.
-func negotiate(ctx context.Context, s network.Stream, proto string) error {
-	s.SetDeadline(negotiateLimit(ctx))
+func negotiate(ctx context.Context, s network.MuxedStream, proto string) error {
+	limit := time.Now().Add(negotiateTimeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(limit) {
+		limit = d
+	}
+	s.SetDeadline(limit)
 	stop := context.AfterFunc(ctx, func() { s.Reset() })
 	_, err := mss.SelectOneOf([]protocol.ID{protocol.ID(proto)}, s)
 	if !stop() && err == nil {
@@ -106,17 +113,7 @@ func negotiate(ctx context.Context, s network.Stream, proto string) error {
 	if err != nil {
 		return err
 	}
-	s.SetDeadline(time.Time{})
-	return s.SetProtocol(protocol.ID(proto))
-}
-
-// negotiateLimit is until when a stream that is being opened waits for the peer.
-func negotiateLimit(ctx context.Context) time.Time {
-	limit := time.Now().Add(negotiateTimeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(limit) {
-		limit = d
-	}
-	return limit
+	return s.SetDeadline(time.Time{})
 }
 
 // stream is a libp2p stream as a net.Conn.

@@ -73,7 +73,7 @@ func (a *Agent) dialBulk(ctx context.Context, id string) (net.Conn, error) {
 	return a.limits.Conn(conn), nil
 }
 
-// dialBeside is dialBulk over a second connection.
+// dialBeside is dialBulk over a connection of its own.
 func (a *Agent) dialBeside(ctx context.Context, id string) (net.Conn, error) {
 	conn, err := a.bulk.DialBeside(ctx, id, transfer.Protocol)
 	if err != nil {
