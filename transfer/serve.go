@@ -382,8 +382,7 @@ func (s *session) read(ctx context.Context, b []byte, piece, off int) (verified 
 	at := pieceAt(s.want.size, piece) + int64(off)
 	src := s.source()
 	if src.part != nil {
-		got, _ := src.part.snapshot()
-		if !got.has(piece) {
+		if !src.part.has(piece) {
 			return false, errors.New("not here yet")
 		}
 		if err := readFull(src.part.r, b, at); err == nil {

@@ -10,7 +10,10 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-engine/shoal/integration/lab"
 )
@@ -19,8 +22,8 @@ import (
 const fanoutSize = 128 << 20
 
 // fanout starts a 128 MiB image, held by one node, on others at once over shaped links,
-// and compares with size over rate: no way of copying is faster.
-func (b *bench) fanout(ctx context.Context) (err error) {
+// and compares with size over rate, as no way of copying is faster, and with plain streams.
+func (b *bench) fanout(ctx context.Context) error {
 	rate, err := lab.ParseRate(b.rate)
 	if err != nil {
 		return err
@@ -28,39 +31,50 @@ func (b *bench) fanout(ctx context.Context) (err error) {
 	if rate == 0 {
 		return fmt.Errorf("rate %q: the links of a fan-out have one", b.rate)
 	}
-	l, err := lab.Up(ctx, "/run/shoal-bench", lab.Options{Nodes: b.cold + 1, Binary: b.shoal, Out: os.Stderr})
+	took, spent, err := b.spread(ctx, rate)
 	if err != nil {
 		return err
+	}
+	chain, err := b.chain(ctx, rate)
+	if err != nil {
+		return err
+	}
+	streams := fmt.Sprintf("peer: %d plain TLS streams at once, each from one node to the next, read from a file, hashed, written and synced", b.cold)
+	b.add(figure{"until all containers run, against plain streams", "s", took, chain.Seconds, streams})
+	b.add(figure{"processor time of all agents, against both ends of plain streams", "s", spent, chain.CPU, streams})
+	return nil
+}
+
+// spread starts the image on all nodes, and says how long that took, and how much
+// processor time all agents.
+func (b *bench) spread(ctx context.Context, rate uint64) (took, spent float64, err error) {
+	l, agents, err := b.shaped(ctx, rate)
+	if err != nil {
+		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
 	if err := b.must(ctx, l.Socket(1), "load", "-q", "-i", filepath.Join(b.tmp, "big.tar")); err != nil {
-		return err
+		return 0, 0, err
 	}
-	var agents []int
-	for n := 1; n <= b.cold+1; n++ {
-		if err := l.Shape(n, rate); err != nil {
-			return err
-		}
-		agents = append(agents, l.Pid(n))
-	}
+	syscall.Sync()
 	idle, err := weighed(agents)
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
-	spent, err := processor(agents...)
+	before, err := processor(agents...)
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	stop := watch(agents...)
-	took, err := b.startOn(ctx, l, 2, b.cold+1)
+	took, err = b.startOn(ctx, l, 2, b.cold+1)
 	now, unread := processor(agents...)
 	most, unwatched := stop()
 	if err := errors.Join(err, unread, unwatched); err != nil {
-		return err
+		return 0, 0, err
 	}
 	warm, err := b.startOn(ctx, l, 2, b.cold+1)
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	worst := 0.0
 	for i := range agents[1:] {
@@ -71,12 +85,63 @@ func (b *bench) fanout(ctx context.Context) (err error) {
 		fmt.Sprintf("peer: size over rate, the limit of the link; one source serving all takes %d ×; starting them again, with the image there, takes %s s", b.cold, number(warm))})
 	sent, err := sentBy(l, "node1", b.cold+1)
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	b.add(figure{"of it, bytes that the source sent", "MiB", sent / (1 << 20), fanoutSize / float64(1<<20), "peer: the image's size; every byte has to leave the source once"})
-	b.add(figure{"processor time of all agents meanwhile", "s", now - spent, took * float64(runtime.NumCPU()), fmt.Sprintf("peer: what the machine's %d processors had; supervisors and containers left out", runtime.NumCPU())})
+	b.add(figure{"processor time of all agents meanwhile", "s", now - before, took * float64(runtime.NumCPU()), fmt.Sprintf("peer: what the machine's %d processors had; supervisors and containers left out", runtime.NumCPU())})
 	b.add(figure{"memory of a fetching agent over idle, at most", "MiB", worst, memoryGoal, "the worst of them; anonymous memory; peer: the goal; the source's grew by " + number(most[0]-idle[0]) + " MiB"})
-	return nil
+	return took, now - before, nil
+}
+
+// shaped is a lab of a source and the cold nodes, with shaped links, and its agents.
+func (b *bench) shaped(ctx context.Context, rate uint64) (l *lab.Lab, agents []int, err error) {
+	if l, err = lab.Up(ctx, "/run/shoal-bench", lab.Options{Nodes: b.cold + 1, Binary: b.shoal, Out: os.Stderr}); err != nil {
+		return nil, nil, err
+	}
+	for n := 1; n <= b.cold+1; n++ {
+		if err := l.Shape(n, rate); err != nil {
+			return nil, nil, errors.Join(err, l.Down(context.WithoutCancel(ctx)))
+		}
+		agents = append(agents, l.Pid(n))
+	}
+	return l, agents, nil
+}
+
+// chain has each node send as much as the image has to the next one over a plain TLS
+// stream, all at once: what the links and the machine take when nobody chooses, asks,
+// proves or passes on. Seconds are those from the first start to the last end. The lab is
+// a new one, as agents go on working for a while after they got an image.
+func (b *bench) chain(ctx context.Context, rate uint64) (all moved, err error) {
+	kept := filepath.Join(b.tmp, "kept")
+	if err := os.Mkdir(kept, 0o700); err != nil {
+		return all, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(kept)) }()
+	l, _, err := b.shaped(ctx, rate)
+	if err != nil {
+		return all, err
+	}
+	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
+	syscall.Sync()
+	ends := make([]moved, b.cold)
+	g, ctx := errgroup.WithContext(ctx)
+	begin := time.Now()
+	for i := range ends {
+		g.Go(func() error {
+			s, err := b.stream(ctx, l, i+1, i+2, fanoutSize, filepath.Join(b.tmp, "big.tar"), filepath.Join(kept, fmt.Sprint(i)))
+			if err != nil {
+				return err
+			}
+			ends[i], err = s.wait()
+			return err
+		})
+	}
+	err = g.Wait()
+	all.Seconds = time.Since(begin).Seconds()
+	for _, one := range ends {
+		all.CPU += one.CPU
+	}
+	return all, err
 }
 
 // startOn starts a container on each of the nodes at once and says how long that took.

@@ -213,7 +213,7 @@ func (b *bench) rallied(ctx context.Context, l *lab.Lab, during time.Duration) (
 
 // besideStream sends messages while a plain TLS stream keeps the link full.
 func (b *bench) besideStream(ctx context.Context, l *lab.Lab) ([]float64, error) {
-	s, err := b.stream(ctx, l, 1<<40, "-", "-")
+	s, err := b.stream(ctx, l, 1, 2, 1<<40, "-", "-")
 	if err != nil {
 		return nil, err
 	}

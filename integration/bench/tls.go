@@ -166,7 +166,7 @@ func lastFetch(log string) (time.Duration, error) {
 // plainOnce sends over a plain stream from node 1 to node 2.
 func (b *bench) plainOnce(ctx context.Context, l *lab.Lab, from, to string, out *journeys) error {
 	syscall.Sync()
-	s, err := b.stream(ctx, l, tlsSize, from, to)
+	s, err := b.stream(ctx, l, 1, 2, tlsSize, from, to)
 	if err != nil {
 		return err
 	}
@@ -187,10 +187,10 @@ type plain struct {
 	sent, received   io.Reader
 }
 
-// stream begins to send from node 1 to node 2.
-func (b *bench) stream(ctx context.Context, l *lab.Lab, size int64, from, to string) (*plain, error) {
-	address, n := fmt.Sprintf("%s:7000", lab.Address(2)), fmt.Sprint(size)
-	p := &plain{receiver: b.self(ctx, l, 2, "receive", address, n, to), sender: b.self(ctx, l, 1, "send", address, n, from)}
+// stream begins to send from one node to another.
+func (b *bench) stream(ctx context.Context, l *lab.Lab, source, target int, size int64, from, to string) (*plain, error) {
+	address, n := fmt.Sprintf("%s:7000", lab.Address(target)), fmt.Sprint(size)
+	p := &plain{receiver: b.self(ctx, l, target, "receive", address, n, to), sender: b.self(ctx, l, source, "send", address, n, from)}
 	var err error
 	if p.received, err = startReady(p.receiver); err != nil {
 		return nil, err
