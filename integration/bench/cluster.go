@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -21,8 +22,12 @@ import (
 // fanoutSize is how much the layers of the image have, give or take the tars' headers.
 const fanoutSize = 128 << 20
 
+// fanoutRuns is how often the image is spread at most.
+const fanoutRuns = 5
+
 // fanout starts a 128 MiB image, held by one node, on others at once over shaped links,
-// and compares with size over rate, as no way of copying is faster, and with plain streams.
+// and compares with size over rate, as no way of copying is faster, and with plain streams
+// in turn.
 func (b *bench) fanout(ctx context.Context) error {
 	rate, err := lab.ParseRate(b.rate)
 	if err != nil {
@@ -31,66 +36,78 @@ func (b *bench) fanout(ctx context.Context) error {
 	if rate == 0 {
 		return fmt.Errorf("rate %q: the links of a fan-out have one", b.rate)
 	}
-	took, spent, err := b.spread(ctx, rate)
-	if err != nil {
-		return err
+	var took, spent, sent, worst, warm, plain, ends []float64
+	for i := range min(b.runs, fanoutRuns) {
+		s, err := b.spread(ctx, rate)
+		if err != nil {
+			return err
+		}
+		c, err := b.chain(ctx, rate)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "run %d: %.2f s, %.2f s of processors; plain streams: %.2f s, %.2f s\n", i+1, s.took, s.spent, c.Seconds, c.CPU)
+		took, spent, sent = append(took, s.took), append(spent, s.spent), append(sent, s.sent)
+		worst, warm = append(worst, s.worst), append(warm, s.warm)
+		plain, ends = append(plain, c.Seconds), append(ends, c.CPU)
 	}
-	chain, err := b.chain(ctx, rate)
-	if err != nil {
-		return err
-	}
+	limit := fanoutSize * 8 / float64(rate)
+	b.add(figure{fmt.Sprintf("128 MiB image from one node to %d at once, links of %s, until all containers run", b.cold, b.rate), "s", median(took), limit,
+		fmt.Sprintf("medians of %d; peer: size over rate, the limit of the link; one source serving all takes %d ×; starting them again, with the image there, takes %s s", len(took), b.cold, number(median(warm)))})
+	b.add(figure{"of it, bytes that the source sent", "MiB", median(sent), fanoutSize / float64(1<<20), "peer: the image's size; every byte has to leave the source once"})
+	b.add(figure{"processor time of all agents meanwhile", "s", median(spent), median(took) * float64(runtime.NumCPU()), fmt.Sprintf("peer: what the machine's %d processors had; supervisors and containers left out", runtime.NumCPU())})
+	b.add(figure{"memory of a fetching agent over idle, at most", "MiB", slices.Max(worst), memoryGoal, "the worst of them in all runs; anonymous memory; peer: the goal"})
 	streams := fmt.Sprintf("peer: %d plain TLS streams at once, each from one node to the next, read from a file, hashed, written and synced", b.cold)
-	b.add(figure{"until all containers run, against plain streams", "s", took, chain.Seconds, streams})
-	b.add(figure{"processor time of all agents, against both ends of plain streams", "s", spent, chain.CPU, streams})
+	b.add(figure{"until all containers run, against plain streams", "s", median(took), median(plain), streams})
+	b.add(figure{"processor time of all agents, against both ends of plain streams", "s", median(spent), median(ends), streams})
 	return nil
 }
 
-// spread starts the image on all nodes, and says how long that took, and how much
-// processor time all agents.
-func (b *bench) spread(ctx context.Context, rate uint64) (took, spent float64, err error) {
+// spreading is one run of a fan-out.
+type spreading struct {
+	took  float64 // seconds until all containers run
+	warm  float64 // the same with the image there
+	spent float64 // seconds that all agents spent on processors
+	sent  float64 // MiB that the source sent
+	worst float64 // MiB that a fetching agent's memory grew by
+}
+
+// spread starts the image on all nodes.
+func (b *bench) spread(ctx context.Context, rate uint64) (s spreading, err error) {
 	l, agents, err := b.shaped(ctx, rate)
 	if err != nil {
-		return 0, 0, err
+		return s, err
 	}
 	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
 	if err := b.must(ctx, l.Socket(1), "load", "-q", "-i", filepath.Join(b.tmp, "big.tar")); err != nil {
-		return 0, 0, err
+		return s, err
 	}
 	syscall.Sync()
 	idle, err := weighed(agents)
 	if err != nil {
-		return 0, 0, err
+		return s, err
 	}
 	before, err := processor(agents...)
 	if err != nil {
-		return 0, 0, err
+		return s, err
 	}
 	stop := watch(agents...)
-	took, err = b.startOn(ctx, l, 2, b.cold+1)
+	s.took, err = b.startOn(ctx, l, 2, b.cold+1)
 	now, unread := processor(agents...)
 	most, unwatched := stop()
 	if err := errors.Join(err, unread, unwatched); err != nil {
-		return 0, 0, err
+		return s, err
 	}
-	warm, err := b.startOn(ctx, l, 2, b.cold+1)
-	if err != nil {
-		return 0, 0, err
-	}
-	worst := 0.0
+	s.spent = now - before
 	for i := range agents[1:] {
-		worst = max(worst, most[i+1]-idle[i+1])
+		s.worst = max(s.worst, most[i+1]-idle[i+1])
 	}
-	limit := fanoutSize * 8 / float64(rate)
-	b.add(figure{fmt.Sprintf("128 MiB image from one node to %d at once, links of %s, until all containers run", b.cold, b.rate), "s", took, limit,
-		fmt.Sprintf("peer: size over rate, the limit of the link; one source serving all takes %d ×; starting them again, with the image there, takes %s s", b.cold, number(warm))})
+	if s.warm, err = b.startOn(ctx, l, 2, b.cold+1); err != nil {
+		return s, err
+	}
 	sent, err := sentBy(l, "node1", b.cold+1)
-	if err != nil {
-		return 0, 0, err
-	}
-	b.add(figure{"of it, bytes that the source sent", "MiB", sent / (1 << 20), fanoutSize / float64(1<<20), "peer: the image's size; every byte has to leave the source once"})
-	b.add(figure{"processor time of all agents meanwhile", "s", now - before, took * float64(runtime.NumCPU()), fmt.Sprintf("peer: what the machine's %d processors had; supervisors and containers left out", runtime.NumCPU())})
-	b.add(figure{"memory of a fetching agent over idle, at most", "MiB", worst, memoryGoal, "the worst of them; anonymous memory; peer: the goal; the source's grew by " + number(most[0]-idle[0]) + " MiB"})
-	return took, now - before, nil
+	s.sent = sent / (1 << 20)
+	return s, err
 }
 
 // shaped is a lab of a source and the cold nodes, with shaped links, and its agents.

@@ -7,7 +7,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -148,7 +150,8 @@ func layered(t require.TestingT, ref string, layers ...[]byte) []byte {
 	return tarOf(t, append(members, file("config.json", string(c)), file("manifest.json", string(m)))...)
 }
 
-// onDisk lists the files below a directory of a store, by their path in it.
+// onDisk lists the files below a directory of a store, by their path in it. What goes
+// meanwhile is left out.
 func onDisk(t testing.TB, root, dir string) []string {
 	t.Helper()
 	var names []string
@@ -156,6 +159,9 @@ func onDisk(t testing.TB, root, dir string) []string {
 		if err == nil && !d.IsDir() {
 			rel, _ := filepath.Rel(root, p)
 			names = append(names, rel)
+		}
+		if errors.Is(err, fs.ErrNotExist) && p != filepath.Join(root, dir) {
+			return nil
 		}
 		return err
 	}))
