@@ -2,6 +2,7 @@ package catalog_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -25,6 +26,8 @@ type group struct {
 	net *memory.Network
 	dir string // "" keeps logs in memory
 	rs  map[string]*replica
+	// removed are the replicas that were taken out: one that led then ends.
+	removed sync.Map
 }
 
 type replica struct {
@@ -57,7 +60,11 @@ func (g *group) start(id string, first bool) *replica {
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
-		if err := c.Run(ctx); err != nil {
+		err := c.Run(ctx)
+		if _, gone := g.removed.Load(id); gone && errors.Is(err, catalog.ErrRemoved) {
+			return
+		}
+		if err != nil {
 			g.t.Errorf("replica %s: %v", id, err)
 		}
 	})
@@ -341,6 +348,7 @@ func TestRemovedNodeStops(t *testing.T) {
 		g := newGroup(t, "", ids...)
 		defer g.stopAll()
 		g.begin(t.Context(), ids...)
+		g.removed.Store("c", true)
 		_, err := g.rs["a"].Propose(t.Context(), catalog.RemoveNode{ID: "c"})
 		require.NoError(t, err)
 		g.until(t.Context(), "a", func(v catalog.View) bool {
