@@ -15,7 +15,7 @@ import (
 
 // Protocol is what Serve expects to listen to and PeersConfig.Dial to open. A change
 // that an older peer would misread gets a new number.
-const Protocol = "/shoal/blobs/2"
+const Protocol = "/shoal/blobs/3"
 
 const (
 	minPiece = 32 << 10
@@ -339,12 +339,16 @@ func readDataHead(r io.Reader, size, pieces int) (dataHead, int, error) {
 	return d, size - dataHeadSize, nil
 }
 
+// manyPieces is how many pieces a blob is cut into at most, as long as they needn't be
+// larger than maxPiece for that.
+const manyPieces = 1024
+
 // pieceSize is the unit in which a blob is asked for and passed on; both sides must
 // come to the same. Small pieces spread sooner, large ones cost fewer requests: there
 // shall be some hundreds of a blob that is worth the trouble.
 func pieceSize(size int64) int64 {
 	unit := int64(minPiece)
-	for unit < maxPiece && size/unit > 512 {
+	for unit < maxPiece && size/unit > manyPieces {
 		unit *= 2
 	}
 	return unit
