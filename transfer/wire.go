@@ -339,8 +339,8 @@ func readDataHead(r io.Reader, size, pieces int) (dataHead, int, error) {
 	return d, size - dataHeadSize, nil
 }
 
-// manyPieces is how many pieces a blob is cut into at most, as long as they needn't be
-// larger than maxPiece for that.
+// manyPieces is how many whole pieces a blob has at most, unless even pieces of maxPiece
+// are more.
 const manyPieces = 1024
 
 // pieceSize is the unit in which a blob is asked for and passed on; both sides must
