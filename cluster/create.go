@@ -229,7 +229,11 @@ func (r *Router) make(ctx context.Context, p *creation, claimed *catalog.Contain
 			return none, fmt.Errorf("node %s: %w", r.nodeName(claimed.NodeID), err)
 		}
 	}
-	made, err := e.CreateContainer(ctx, o)
+	var made container.CreateResponse
+	err = granted(ctx, func() (err error) {
+		made, err = e.CreateContainer(ctx, o)
+		return err
+	})
 	if errdefs.IsNotFound(err) && strings.HasPrefix(err.Error(), "No such image") {
 		// It was removed there since the view was made.
 		if err := r.bring(ctx, e, p); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/api/listing"
 	"github.com/shoal-engine/shoal/cluster/catalog"
 )
 
@@ -149,13 +150,14 @@ func (r *Router) RenameContainer(ctx context.Context, id, name string) error {
 		return err
 	}
 	return r.at(ctx, id, func(e api.Engine, c catalog.Container) error {
-		if c.Name == name {
+		if r.named(ctx, c, name) {
 			return api.InvalidArgument("Renaming a container with the same name as its current name")
 		}
-		if _, err := r.store.Propose(ctx, catalog.RenameContainer{ID: c.ID, Name: name}); err != nil {
+		res, err := r.store.Propose(ctx, catalog.RenameContainer{ID: c.ID, Name: name})
+		if err != nil {
 			return err
 		}
-		err := e.RenameContainer(ctx, c.ID, name)
+		err = granted(ctx, func() error { return e.RenameContainer(ctx, c.ID, name) })
 		if err == nil {
 			return nil
 		}
@@ -165,11 +167,15 @@ func (r *Router) RenameContainer(ctx context.Context, id, name string) error {
 		if i, e := e.InspectContainer(back, c.ID, api.InspectOptions{}); e == nil && i.Name == "/"+name {
 			return nil
 		}
-		if errdefs.IsUnavailable(err) {
+		if errdefs.IsUnavailable(err) || listing.IsNameTaken(err) {
 			r.log.Info("a node will hear of a container's name later", "container", c.ID, "name", name, "error", err)
 			return nil // its publisher sees to that
 		}
-		_, undone := r.store.Propose(back, catalog.RenameContainer{ID: c.ID, Name: c.Name, From: name})
+		was := res.Was
+		if was == "" || was == name { // it was proposed a second time, after an answer was lost
+			was = c.Name
+		}
+		_, undone := r.store.Propose(back, catalog.RenameContainer{ID: c.ID, Name: was, From: name})
 		if undone != nil {
 			// The class stays that of the failure: the refusal to undo doesn't mean
 			// that nothing happened.
@@ -177,6 +183,30 @@ func (r *Router) RenameContainer(ctx context.Context, id, name string) error {
 		}
 		return err
 	})
+}
+
+// named says whether a container surely has a name already, and not only in a late view.
+func (r *Router) named(ctx context.Context, c catalog.Container, name string) bool {
+	if c.Name != name {
+		return false
+	}
+	r.sync(ctx, missSync)
+	now, err := r.reader.View().Container(c.ID)
+	return err == nil && now.Name == name
+}
+
+// granted has a node use a name that the catalog gave to a container. There it may be
+// another one's still, whose own renaming or removal the node is about to hear of.
+func granted(ctx context.Context, use func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	for {
+		err := use()
+		if !listing.IsNameTaken(err) || ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, takenRetry)
+	}
 }
 
 // RemoveContainer implements api.Containers.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-engine/shoal/api"
+	"github.com/shoal-engine/shoal/api/listing"
 	"github.com/shoal-engine/shoal/cluster/catalog"
 )
 
@@ -49,7 +50,6 @@ type Publisher struct {
 	mu      sync.Mutex    // guards marked
 	marked  marks
 	said    map[string]string // by container ID, what was last reported; the loop's
-	names   map[string]string // by container ID, the node's name for it
 	images  map[string]string // by digest; nil before the first report
 	volumes map[string]string // by name; nil before the first report
 	fullRun bool              // the next report shall say everything
@@ -67,7 +67,7 @@ type marks struct {
 func NewPublisher(nodeID string, local api.Engine, store Reports, log *slog.Logger) *Publisher {
 	return &Publisher{
 		node: nodeID, local: local, store: store, log: log, signal: make(chan struct{}, 1),
-		said: map[string]string{}, names: map[string]string{}, fullRun: true,
+		said: map[string]string{}, fullRun: true,
 		marked: marks{containers: map[string]bool{}},
 	}
 }
@@ -236,7 +236,13 @@ func (p *Publisher) publishSome(ctx context.Context, ids []string) error {
 			changed = append(changed, c)
 		}
 	}
-	return p.send(ctx, changed, gone, false)
+	if err := p.send(ctx, changed, gone, false); err != nil {
+		return err
+	}
+	if len(p.obey(ctx, changed)) > 0 {
+		p.mark(func(m *marks) { m.all = true })
+	}
+	return nil
 }
 
 // publishAll compares everything. It says all of it at first, and again whenever the
@@ -260,7 +266,7 @@ func (p *Publisher) publishAll(ctx context.Context) error {
 		err := p.send(ctx, changed, nil, true)
 		p.fullRun = err != nil
 		if err == nil {
-			p.obey(ctx, changed)
+			p.obeyAll(ctx, changed)
 		}
 		return err
 	}
@@ -273,19 +279,38 @@ func (p *Publisher) publishAll(ctx context.Context) error {
 }
 
 // obey gives the node's containers the names that the cluster has for them: whoever
-// renamed one may not have lived to tell the node. The report before has made the view
-// newer than what was looked at.
-func (p *Publisher) obey(ctx context.Context, cs []catalog.Container) {
+// renamed one may not have lived to tell the node, and of two who did, the first may
+// have come last. The report before has made the view newer than what was looked at.
+// What is returned has a name coming that is another container's here.
+func (p *Publisher) obey(ctx context.Context, cs []catalog.Container) (blocked []catalog.Container) {
 	for _, c := range cs {
 		known, err := p.store.View().Container(c.ID)
 		if err != nil || known.Name == c.Name {
 			continue
 		}
-		if err := p.local.RenameContainer(ctx, c.ID, known.Name); err != nil {
+		err = p.local.RenameContainer(ctx, c.ID, known.Name)
+		switch {
+		case err == nil, errdefs.IsInvalidArgument(err): // it has been told meanwhile
+		case listing.IsNameTaken(err):
+			blocked = append(blocked, c)
+		default:
 			p.log.Warn("a container's name isn't the cluster's", "container", c.ID, "name", c.Name, "cluster", known.Name, "error", err)
-			continue
 		}
-		p.names[c.ID] = known.Name
+	}
+	return blocked
+}
+
+// obeyAll obeys for all of the node's containers. Some may have each other's names:
+// those step aside first.
+func (p *Publisher) obeyAll(ctx context.Context, all []catalog.Container) {
+	blocked := p.obey(ctx, all)
+	for _, c := range blocked {
+		if err := p.local.RenameContainer(ctx, c.ID, c.ID); err != nil && !errdefs.IsInvalidArgument(err) {
+			p.log.Warn("a container keeps a name that is another one's", "container", c.ID, "name", c.Name, "error", err)
+		}
+	}
+	for _, c := range p.obey(ctx, blocked) {
+		p.log.Warn("a container's name isn't the cluster's: another one here has it", "container", c.ID, "name", c.Name)
 	}
 }
 
@@ -340,25 +365,6 @@ func (p *Publisher) send(ctx context.Context, changed []catalog.Container, gone 
 	}
 	for _, id := range gone {
 		delete(p.said, id)
-		delete(p.names, id)
-	}
-	return p.renames(ctx, changed)
-}
-
-// renames follows names that were changed on the node itself. Where the cluster's name
-// is not what the node's was, the cluster has decided otherwise.
-func (p *Publisher) renames(ctx context.Context, cs []catalog.Container) error {
-	for _, c := range cs {
-		was := p.names[c.ID]
-		p.names[c.ID] = c.Name
-		if was == "" || was == c.Name {
-			continue
-		}
-		_, err := p.store.Propose(ctx, catalog.RenameContainer{ID: c.ID, Name: c.Name, From: was})
-		if err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
-			p.names[c.ID] = was
-			return err
-		}
 	}
 	return nil
 }

@@ -27,6 +27,9 @@ const (
 	// madeLimit is how long the removal of a claim waits for its container, which may be
 	// being made, before the claim is taken for left behind.
 	madeLimit = 3 * time.Second
+	// takenRetry is the pause before a node is asked again that has a name in use which
+	// the catalog knows to be free.
+	takenRetry = 50 * time.Millisecond
 	// lostTry bounds a call to a node that seems to be gone.
 	lostTry = time.Second
 	// undo bounds the cleaning up after a failed call.

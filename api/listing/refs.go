@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 
 	"github.com/shoal-engine/shoal/api"
@@ -27,6 +28,11 @@ func ValidateName(name string) error {
 func NameTaken(name, id string) error {
 	return api.Conflict("Conflict. The container name %q is already in use by container %q. "+
 		"You have to remove (or rename) that container to be able to reuse that name.", "/"+name, id)
+}
+
+// IsNameTaken says whether an error is a NameTaken, maybe one that came over the wire.
+func IsNameTaken(err error) bool {
+	return errdefs.IsConflict(err) && strings.Contains(err.Error(), "is already in use by container")
 }
 
 // NoSuchContainer is Docker's error for a reference that names no container.

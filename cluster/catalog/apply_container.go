@@ -235,7 +235,9 @@ func renameContainer(t tx, c RenameContainer) (Result, error) {
 	}
 	renamed := *x
 	renamed.Name, renamed.Summary.Names = c.Name, []string{"/" + c.Name}
-	return claimed(&renamed), put(t, tableContainer, &renamed)
+	res := claimed(&renamed)
+	res.Was = x.Name
+	return res, put(t, tableContainer, &renamed)
 }
 
 func containerTags(t tx, c ContainerTags) (Result, error) {

@@ -188,6 +188,7 @@ type Result struct {
 	Container *Container `json:",omitempty"` // ClaimContainer, ClaimPorts
 	Node      *Node      `json:",omitempty"` // PutNode
 	Volume    *Volume    `json:",omitempty"` // ClaimVolume
+	Was       string     `json:",omitempty"` // RenameContainer: the name until now
 	// Seq of PutContainers, PutImages and PutVolumes is their own, 0 if they were stale: that the node's
 	// last report has the same number doesn't make it the same report.
 	Seq uint64 `json:",omitempty"`

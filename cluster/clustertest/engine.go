@@ -26,8 +26,9 @@ type Host struct {
 	*apitest.Fake
 	// BeforeCreate, if set, is called before a container is made.
 	BeforeCreate func(name string)
-	// FailRename, if set, is what renaming ends with.
-	FailRename error
+	// BeforeRename, if set, is called before a container is renamed. With an error it
+	// isn't.
+	BeforeRename func(id string) error
 
 	hosts *Hosts
 	id    string
@@ -43,8 +44,10 @@ func (h *Host) CreateContainer(ctx context.Context, o api.CreateOptions) (contai
 
 // RenameContainer implements api.Containers.
 func (h *Host) RenameContainer(ctx context.Context, id, name string) error {
-	if h.FailRename != nil {
-		return h.FailRename
+	if h.BeforeRename != nil {
+		if err := h.BeforeRename(id); err != nil {
+			return err
+		}
 	}
 	return h.Fake.RenameContainer(ctx, id, name)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -176,6 +177,78 @@ func TestSameRenameTwice(t *testing.T) {
 	})
 }
 
+// TestRenameThereAndBack: what a node says late of a name that has changed again since
+// changes nothing.
+func TestRenameThereAndBack(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		nodes := l.Form(t.Context(), "a", "b", "c")
+		load(t, nodes[0].Engine())
+		id := run(t, nodes[0].Engine(), "x0", "constraint:node==node-b")
+		for round := range 100 {
+			n := nodes[round%len(nodes)]
+			was, name := fmt.Sprint("x", round%2), fmt.Sprint("x", (round+1)%2)
+			for _, next := range []string{name, was, name} {
+				require.NoError(t, n.Engine().RenameContainer(t.Context(), id, next), "round %d", round)
+			}
+			require.NoError(t, n.Store().Sync(t.Context()))
+			c, err := n.Reader().View().Container(id)
+			require.NoError(t, err)
+			require.Equal(t, name, c.Name, "round %d", round)
+		}
+	})
+}
+
+// TestNodeHearsOfNamesLate: the catalog alone says which names are free, also while a
+// node that is slow to rename still has one in use, or two the wrong way round.
+func TestNodeHearsOfNamesLate(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		nodes := l.Form(t.Context(), "a", "b", "c")
+		load(t, nodes[0].Engine())
+		on := "constraint:node==node-b"
+		ids := []string{run(t, nodes[0].Engine(), "x0", on), run(t, nodes[0].Engine(), "x1", on)}
+		var delay atomic.Int64
+		nodes[1].Host.BeforeRename = func(id string) error {
+			if id == ids[0] {
+				<-time.After(time.Duration(delay.Load()))
+			}
+			return nil
+		}
+		agree := func(want ...string) {
+			for i, id := range ids {
+				c, err := nodes[1].Reader().View().Container(id)
+				require.NoError(t, err)
+				require.Equal(t, want[i], c.Name)
+				of, err := nodes[1].Host.InspectContainer(t.Context(), id, api.InspectOptions{})
+				require.NoError(t, err)
+				require.Equal(t, "/"+want[i], of.Name)
+			}
+		}
+
+		delay.Store(int64(500 * time.Millisecond))
+		var tasks sync.WaitGroup
+		tasks.Go(func() { require.NoError(t, nodes[0].Engine().RenameContainer(t.Context(), ids[0], "x2")) })
+		nodes[2].Until(t.Context(), t, "x0 is free", func(v catalog.View) bool { _, err := v.Container("x0"); return err != nil })
+		require.NoError(t, nodes[2].Engine().RenameContainer(t.Context(), ids[1], "x0"))
+		tasks.Wait()
+		agree("x2", "x0")
+
+		tasks.Go(func() { require.NoError(t, nodes[0].Engine().RenameContainer(t.Context(), ids[0], "x3")) })
+		nodes[2].Until(t.Context(), t, "x2 is free", func(v catalog.View) bool { _, err := v.Container("x2"); return err != nil })
+		_, err := create(t.Context(), nodes[2].Engine(), "x2", on)
+		require.NoError(t, err)
+		tasks.Wait()
+		agree("x3", "x0")
+
+		delay.Store(0)
+		for _, c := range []catalog.RenameContainer{{ID: ids[0], Name: "x4"}, {ID: ids[1], Name: "x3"}, {ID: ids[0], Name: "x0"}} {
+			_, err := nodes[0].Store().Propose(t.Context(), c)
+			require.NoError(t, err)
+		}
+		<-time.After(time.Minute)
+		agree("x0", "x3")
+	})
+}
+
 // TestRenamerDies: a name that the catalog knows and the node was never told of
 // reaches it, also when its agent was away.
 func TestRenamerDies(t *testing.T) {
@@ -290,13 +363,24 @@ func TestRenameThatTheNodeDoesNotHear(t *testing.T) {
 			require.NoError(t, err)
 			return c.Name
 		}
-		nodes[1].Host.FailRename = api.Internal("the disk is full")
+		refusals := make(chan error, 1) // has what the node refuses with, if it does
+		nodes[1].Host.BeforeRename = func(string) error {
+			select {
+			case err := <-refusals:
+				refusals <- err
+				return err
+			default:
+				return nil
+			}
+		}
+		refusals <- api.Internal("the disk is full")
 		require.ErrorContains(t, nodes[0].Engine().RenameContainer(t.Context(), id, "x2"), "the disk is full")
 		require.Equal(t, "x1", cluster())
-		nodes[1].Host.FailRename = api.Unavailable("connection reset by peer")
+		<-refusals
+		refusals <- api.Unavailable("connection reset by peer")
 		require.NoError(t, nodes[0].Engine().RenameContainer(t.Context(), id, "x2"))
 		require.Equal(t, "x2", cluster())
-		nodes[1].Host.FailRename = nil
+		<-refusals
 		<-time.After(time.Minute)
 		i, err := nodes[1].Host.InspectContainer(t.Context(), id, api.InspectOptions{})
 		require.NoError(t, err)
