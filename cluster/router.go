@@ -162,6 +162,10 @@ func (r *Router) at(ctx context.Context, ref string, do func(e api.Engine, c cat
 		return again
 	}
 	if now.ID == c.ID {
+		if c.State != "" {
+			// Its node has removed it. Who hears that finds its name and ports free, too.
+			r.await(ctx, settle, func(v catalog.View) bool { _, err := v.Container(c.ID); return errdefs.IsNotFound(err) })
+		}
 		return err
 	}
 	return r.on(ctx, now, do)

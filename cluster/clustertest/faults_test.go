@@ -249,6 +249,22 @@ func TestNodeHearsOfNamesLate(t *testing.T) {
 	})
 }
 
+// TestGoneIsGone: who is told that there is no such container finds its name free.
+func TestGoneIsGone(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		nodes := l.Form(t.Context(), "a", "b", "c")
+		load(t, nodes[0].Engine())
+		for range 20 {
+			id := run(t, nodes[0].Engine(), "x1", "constraint:node==node-b")
+			require.NoError(t, nodes[1].Host.RemoveContainer(t.Context(), id, api.RemoveOptions{Force: true}))
+			require.ErrorIs(t, nodes[0].Engine().KillContainer(t.Context(), id, "KILL"), errdefs.ErrNotFound)
+			id, err := create(t.Context(), nodes[0].Engine(), "x1")
+			require.NoError(t, err)
+			require.NoError(t, nodes[2].Engine().RemoveContainer(t.Context(), id, api.RemoveOptions{}))
+		}
+	})
+}
+
 // TestRenamerDies: a name that the catalog knows and the node was never told of
 // reaches it, also when its agent was away.
 func TestRenamerDies(t *testing.T) {
