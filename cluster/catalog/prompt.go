@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -16,9 +17,15 @@ import (
 // last that the follower acknowledged, and a commit index no higher than that
 // entry: what raft itself might send at that moment, so that order and losses
 // don't matter.
+//
+// And a follower that comes back is told at once. By itself raft's leader waits twice as
+// long after each failure to replicate, for ten seconds at last, even though heartbeats
+// reach the follower again; where a majority needs it, nothing changes meanwhile.
 type promptTransport struct {
 	*raft.NetworkTransport
 	tasks sync.WaitGroup
+	over  chan struct{} // closed by giveUp
+	once  sync.Once
 
 	mu        sync.Mutex
 	closed    bool
@@ -37,17 +44,48 @@ type follower struct {
 }
 
 func newPromptTransport(t *raft.NetworkTransport) *promptTransport {
-	return &promptTransport{NetworkTransport: t, followers: map[raft.ServerID]*follower{}}
+	return &promptTransport{NetworkTransport: t, over: make(chan struct{}), followers: map[raft.ServerID]*follower{}}
 }
+
+// A replication that fails is tried again every tryAgain, and fails after tryFor: raft
+// counts one failure instead of many.
+const (
+	tryAgain = 200 * time.Millisecond
+	tryFor   = 10 * time.Second
+)
 
 // AppendEntries notes what was acknowledged.
 func (t *promptTransport) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	err := t.NetworkTransport.AppendEntries(id, target, req, resp)
+	for began := time.Now(); err != nil && !isHeartbeat(req) && time.Since(began) < tryFor && t.pause(); {
+		err = t.NetworkTransport.AppendEntries(id, target, req, resp)
+	}
 	if err == nil {
 		t.acknowledged(id, target, req, resp)
 	}
 	return err
 }
+
+// isHeartbeat says whether a request only keeps a follower from standing for election.
+// Raft sees to these itself, and twice a second.
+func isHeartbeat(req *raft.AppendEntriesRequest) bool {
+	return len(req.Entries) == 0 && req.PrevLogEntry == 0 && req.LeaderCommitIndex == 0
+}
+
+// pause is the time until the next try; false if there is to be none.
+func (t *promptTransport) pause() bool {
+	timer := time.NewTimer(tryAgain)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-t.over:
+		return false
+	}
+}
+
+// giveUp ends what is tried again: raft waits for it when it is shut down.
+func (t *promptTransport) giveUp() { t.once.Do(func() { close(t.over) }) }
 
 // AppendEntriesPipeline notes what was acknowledged.
 func (t *promptTransport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
@@ -170,6 +208,7 @@ func (t *promptTransport) forgetFollowers() {
 
 // Close ends all streams and waits for what is under way.
 func (t *promptTransport) Close() error {
+	t.giveUp()
 	t.mu.Lock()
 	t.closed = true
 	t.mu.Unlock()

@@ -206,6 +206,7 @@ func (c *Catalog) runWith(ctx context.Context, st stores) error {
 	c.settle(r)
 	end()
 	layer.open.closeAll()
+	trans.giveUp()
 	if e := r.Shutdown().Error(); e != nil {
 		err = errors.Join(err, fmt.Errorf("stop raft: %w", e))
 	}

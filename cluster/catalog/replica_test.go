@@ -325,6 +325,36 @@ func TestReplicaResumesFromDisk(t *testing.T) {
 	})
 }
 
+// TestReturnedVoterIsToldAtOnce: a voter that was away for long, and without which there
+// is no majority a second later, doesn't have to wait until raft tries it again.
+func TestReturnedVoterIsToldAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ids := []string{"a", "b", "c"}
+		g := newGroup(t, t.TempDir(), ids...)
+		defer g.stopAll()
+		g.begin(t.Context(), ids...)
+		for _, away := range []time.Duration{time.Second, 6 * time.Second, 8 * time.Second, 21 * time.Second} {
+			leader := g.leader(t.Context(), ids...)
+			rest := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return id == leader })
+			name := fmt.Sprint(away)
+			g.rs[rest[0]].stop()
+			_, err := g.rs[leader].Propose(t.Context(), catalog.SetRef{Ref: catalog.Ref{Name: "before " + name, Digest: "d"}})
+			require.NoError(t, err)
+			<-time.After(away)
+			g.start(rest[0], false)
+			<-time.After(time.Second) // heartbeats reach it again
+			g.net.Isolate(rest[1])
+			began := time.Now()
+			_, err = g.rs[leader].Propose(t.Context(), catalog.SetRef{Ref: catalog.Ref{Name: name, Digest: "d"}})
+			require.NoError(t, err)
+			g.until(t.Context(), rest[0], func(v catalog.View) bool { _, ok := v.Ref(name); return ok })
+			require.Less(t, time.Since(began), time.Second, "after %s", away)
+			g.net.Heal()
+			require.NoError(t, g.rs[rest[1]].Sync(t.Context()))
+		}
+	})
+}
+
 func TestDeadVoterIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ids := []string{"a", "b", "c", "d"}
