@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -125,6 +126,13 @@ func (a asker) wait(ctx context.Context, n int) error {
 	}
 }
 
+// given is what each node was given so far: one that nobody waits for may still ask.
+func (o *outside) given() map[string]int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return maps.Clone(o.gave)
+}
+
 func (o *outside) total() (n int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -211,7 +219,7 @@ func TestThrough(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		require.Equal(t, int64(size), o.total(), "%v", o.gave)
+		require.Equal(t, int64(size), o.total(), "%v", o.given())
 		require.Less(t, time.Since(start), 4500*time.Millisecond, "3 s is what the largest takes one node")
 		for i, d := range wants {
 			for _, id := range ids {
@@ -310,7 +318,7 @@ func TestThroughTurnPasses(t *testing.T) {
 					require.NoError(t, errs[id], id)
 					require.Less(t, done[id], 7*time.Second, "size/rate is 3 s, and whoever had nothing under way from the one that is lost hears of it from the desk")
 				}
-				t.Logf("%v of %d bytes left the registry; %v", o.gave, len(b), done)
+				t.Logf("%v of %d bytes left the registry; %v", o.given(), len(b), done)
 				require.Less(t, o.total(), int64(len(b))+1<<20, "what had arrived isn't asked for again")
 			})
 		})
@@ -331,7 +339,7 @@ func TestThroughRefused(t *testing.T) {
 		start := time.Now()
 		requireAll(t, c.through(t.Context(), o, d, ids...), 4)
 		require.Less(t, time.Since(start), 2*time.Second)
-		require.Equal(t, map[string]int64{"n3": int64(len(b))}, o.gave)
+		require.Equal(t, map[string]int64{"n3": int64(len(b))}, o.given())
 
 		// If all are, each says so at once.
 		b, d = storetest.Blob(t, 4<<20)
@@ -379,7 +387,7 @@ func TestThroughForbidden(t *testing.T) {
 			return err == nil
 		}, 5*time.Second, 100*time.Millisecond)
 		synctest.Wait()
-		require.Equal(t, int64(len(b)), o.gave["n2"])
+		require.Equal(t, int64(len(b)), o.given()["n2"])
 		require.Equal(t, int64(2*len(b)), o.total())
 	})
 }
@@ -415,7 +423,7 @@ func TestThroughDeskDies(t *testing.T) {
 				}()
 				requireAll(t, c.through(ctx, o, d, others[:4]...), 4)
 				require.Less(t, time.Since(start), 6500*time.Millisecond, "size/rate is 5 s")
-				t.Logf("%v of %d bytes left the registry in %v", o.gave, len(b), time.Since(start))
+				t.Logf("%v of %d bytes left the registry in %v", o.given(), len(b), time.Since(start))
 				require.Less(t, o.total(), int64(len(b))+3<<20, "the one that came late may have begun anew, before the first was back")
 			})
 		})
@@ -433,7 +441,7 @@ func TestThroughPartition(t *testing.T) {
 		time.AfterFunc(time.Second, func() { c.net.Partition(order[:3], order[3:]) })
 		start := time.Now()
 		requireAll(t, c.through(t.Context(), o, d, ids...), 6)
-		t.Logf("%v of %d bytes left the registry in %v", o.gave, len(b), time.Since(start))
+		t.Logf("%v of %d bytes left the registry in %v", o.given(), len(b), time.Since(start))
 		require.Less(t, time.Since(start), 8*time.Second, "size/rate is 3 s")
 		require.Less(t, o.total(), int64(3*len(b)))
 	})
@@ -482,7 +490,7 @@ func TestThroughNarrow(t *testing.T) {
 		require.Equal(t, int64(len(b)), o.total())
 		var sent int64
 		for _, id := range ids {
-			for asker := range o.gave {
+			for asker := range o.given() {
 				sent += c.nodes[id].from[asker]
 			}
 		}
@@ -501,7 +509,7 @@ func TestThroughMany(t *testing.T) {
 		o := newOutside(1<<20, b)
 		start := time.Now()
 		requireAll(t, c.through(t.Context(), o, d, ids...), len(ids))
-		require.Equal(t, int64(len(b)), o.total(), "%v", o.gave)
+		require.Equal(t, int64(len(b)), o.total(), "%v", o.given())
 		require.Less(t, time.Since(start), 10*time.Second, "size/rate is 8 s")
 	})
 }
