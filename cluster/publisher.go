@@ -50,6 +50,7 @@ type Publisher struct {
 	mu      sync.Mutex    // guards marked
 	marked  marks
 	said    map[string]string // by container ID, what was last reported; the loop's
+	names   map[string]naming // by container ID, the node's name for it
 	images  map[string]string // by digest; nil before the first report
 	volumes map[string]string // by name; nil before the first report
 	fullRun bool              // the next report shall say everything
@@ -63,11 +64,18 @@ type marks struct {
 	all        bool
 }
 
+// naming is what a container was called here when the cluster had renamed it so often,
+// or more.
+type naming struct {
+	name    string
+	renames uint64
+}
+
 // NewPublisher makes a publisher for a node; Run runs it.
 func NewPublisher(nodeID string, local api.Engine, store Reports, log *slog.Logger) *Publisher {
 	return &Publisher{
 		node: nodeID, local: local, store: store, log: log, signal: make(chan struct{}, 1),
-		said: map[string]string{}, fullRun: true,
+		said: map[string]string{}, names: map[string]naming{}, fullRun: true,
 		marked: marks{containers: map[string]bool{}},
 	}
 }
@@ -290,7 +298,9 @@ func (p *Publisher) obey(ctx context.Context, cs []catalog.Container) (blocked [
 		}
 		err = p.local.RenameContainer(ctx, c.ID, known.Name)
 		switch {
-		case err == nil, errdefs.IsInvalidArgument(err): // it has been told meanwhile
+		case err == nil:
+			p.names[c.ID] = naming{known.Name, known.Renames}
+		case errdefs.IsInvalidArgument(err): // it has been told meanwhile
 		case listing.IsNameTaken(err):
 			blocked = append(blocked, c)
 		default:
@@ -307,7 +317,9 @@ func (p *Publisher) obeyAll(ctx context.Context, all []catalog.Container) {
 	for _, c := range blocked {
 		if err := p.local.RenameContainer(ctx, c.ID, c.ID); err != nil && !errdefs.IsInvalidArgument(err) {
 			p.log.Warn("a container keeps a name that is another one's", "container", c.ID, "name", c.Name, "error", err)
+			continue
 		}
+		p.names[c.ID] = naming{name: c.ID}
 	}
 	for _, c := range p.obey(ctx, blocked) {
 		p.log.Warn("a container's name isn't the cluster's: another one here has it", "container", c.ID, "name", c.Name)
@@ -365,6 +377,29 @@ func (p *Publisher) send(ctx context.Context, changed []catalog.Container, gone 
 	}
 	for _, id := range gone {
 		delete(p.said, id)
+		delete(p.names, id)
+	}
+	return p.renames(ctx, changed)
+}
+
+// renames follows names that were changed on the node itself. Where the cluster has
+// renamed the container since, it has decided otherwise: what is seen here may be an
+// earlier name that it gave.
+func (p *Publisher) renames(ctx context.Context, cs []catalog.Container) error {
+	for _, c := range cs {
+		was := p.names[c.ID]
+		p.names[c.ID] = naming{c.Name, c.Renames}
+		if was.name == "" || was.name == c.Name {
+			continue
+		}
+		res, err := p.store.Propose(ctx, catalog.RenameContainer{ID: c.ID, Name: c.Name, From: was.name, Seen: &was.renames})
+		if err == nil && res.Container.Name == c.Name {
+			p.names[c.ID] = naming{c.Name, res.Container.Renames}
+		}
+		if err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
+			p.names[c.ID] = was
+			return err
+		}
 	}
 	return nil
 }

@@ -22,6 +22,7 @@ func (p *Publisher) look(ctx context.Context, ids []string) (map[string]catalog.
 	if ids != nil {
 		o.Filters = api.Filters{"id": ids}
 	}
+	before := p.store.View()
 	listed, err := p.local.ListContainers(ctx, o)
 	if err != nil {
 		return nil, err
@@ -35,7 +36,12 @@ func (p *Publisher) look(ctx context.Context, ids []string) (map[string]catalog.
 		if err != nil {
 			return nil, err
 		}
-		out[s.ID] = p.record(s, i)
+		c := p.record(s, i)
+		// A name that is seen here is at least as new as that (see renames).
+		if known, err := before.Container(s.ID); err == nil {
+			c.Renames = known.Renames
+		}
+		out[s.ID] = c
 	}
 	return out, nil
 }

@@ -227,13 +227,16 @@ func renameContainer(t tx, c RenameContainer) (Result, error) {
 	if !ok {
 		return Result{}, api.NotFound("No such container: %s", c.ID)
 	}
-	if c.From != "" && c.From != x.Name {
+	if c.From != "" && c.From != x.Name || c.Seen != nil && *c.Seen != x.Renames {
 		return claimed(x), nil
 	}
 	if other, ok := first[Container](t.Txn, tableContainer, "name", c.Name); ok && other.ID != c.ID {
 		return Result{}, nameTaken(c.Name, other.ID)
 	}
 	renamed := *x
+	if c.Name != x.Name {
+		renamed.Renames++
+	}
 	renamed.Name, renamed.Summary.Names = c.Name, []string{"/" + c.Name}
 	res := claimed(&renamed)
 	res.Was = x.Name
@@ -315,7 +318,8 @@ func report(t tx, node string, said *Container) error {
 	x := *said
 	x.NodeID, x.Lost = node, false
 	if known {
-		x.Name, x.Tags, x.Created, x.Memory, x.Ports = old.Name, old.Tags, old.Created, old.Memory, old.Ports
+		x.Name, x.Renames, x.Tags = old.Name, old.Renames, old.Tags
+		x.Created, x.Memory, x.Ports = old.Created, old.Memory, old.Ports
 	} else {
 		adopt(t, &x)
 	}

@@ -111,8 +111,12 @@ type PutContainers struct {
 type RemoveContainer struct{ ID string }
 
 // RenameContainer claims another name for a container and frees the present one. If
-// From is set and isn't the present name, nothing happens.
-type RenameContainer struct{ ID, Name, From string }
+// From is set and isn't the present name, or Seen is set and it has been renamed more
+// often than that, nothing happens.
+type RenameContainer struct {
+	ID, Name, From string
+	Seen           *uint64 `json:",omitempty"`
+}
 
 // ContainerTags edits a container's tags.
 type ContainerTags struct {

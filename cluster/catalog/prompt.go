@@ -24,8 +24,7 @@ import (
 type promptTransport struct {
 	*raft.NetworkTransport
 	tasks sync.WaitGroup
-	over  chan struct{} // closed by giveUp
-	once  sync.Once
+	over  chan struct{} // closed together with closed being set
 
 	mu        sync.Mutex
 	closed    bool
@@ -85,7 +84,14 @@ func (t *promptTransport) pause() bool {
 }
 
 // giveUp ends what is tried again: raft waits for it when it is shut down.
-func (t *promptTransport) giveUp() { t.once.Do(func() { close(t.over) }) }
+func (t *promptTransport) giveUp() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.closed {
+		t.closed = true
+		close(t.over)
+	}
+}
 
 // AppendEntriesPipeline notes what was acknowledged.
 func (t *promptTransport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
@@ -209,9 +215,6 @@ func (t *promptTransport) forgetFollowers() {
 // Close ends all streams and waits for what is under way.
 func (t *promptTransport) Close() error {
 	t.giveUp()
-	t.mu.Lock()
-	t.closed = true
-	t.mu.Unlock()
 	err := t.NetworkTransport.Close()
 	t.tasks.Wait()
 	return err

@@ -51,6 +51,8 @@ type Container struct {
 	Denied  bool `json:",omitempty"`
 	Healthy bool // runs, and its health check, if it has one, passes
 	Created time.Time
+	// Renames is how often it got another name.
+	Renames uint64 `json:",omitempty"`
 	// Lost says that the node can't be reached now; views fill it, it isn't replicated.
 	Lost bool
 }

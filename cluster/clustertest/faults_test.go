@@ -249,6 +249,29 @@ func TestNodeHearsOfNamesLate(t *testing.T) {
 	})
 }
 
+// TestRenamedOnItsNode: who renames through the node's own socket is followed, unless the
+// name is another container's.
+func TestRenamedOnItsNode(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
+		nodes := l.Form(t.Context(), "a", "b", "c")
+		load(t, nodes[0].Engine())
+		id := run(t, nodes[0].Engine(), "x0", "constraint:node==node-b")
+		run(t, nodes[0].Engine(), "taken", "constraint:node==node-a")
+		require.NoError(t, nodes[0].Engine().RenameContainer(t.Context(), id, "x1"))
+		for _, c := range []struct{ to, becomes string }{{"x2", "x2"}, {"x1", "x1"}, {"taken", "x1"}, {"x3", "x3"}} {
+			<-time.After(time.Minute)
+			require.NoError(t, nodes[1].Host.RenameContainer(t.Context(), id, c.to))
+			<-time.After(time.Minute)
+			known, err := nodes[2].Reader().View().Container(id)
+			require.NoError(t, err)
+			require.Equal(t, c.becomes, known.Name)
+			i, err := nodes[1].Host.InspectContainer(t.Context(), id, api.InspectOptions{})
+			require.NoError(t, err)
+			require.Equal(t, "/"+c.becomes, i.Name)
+		}
+	})
+}
+
 // TestGoneIsGone: who is told that there is no such container finds its name free.
 func TestGoneIsGone(t *testing.T) {
 	inBubble(t, func(t *testing.T, l *clustertest.Lab) {
